@@ -23,10 +23,9 @@ def study_schema() -> dict[str, Any]:
     """A schema (2020-12) that editors can complete study files with. Fields that the study fills in are optional in entries."""
     definitions: dict[str, Any] = {}
     for kind in sorted(set(KIND_OF.values())):
-        definitions[kind] = {
-            "anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}.{e.name}"} for e in catalogue.entries(kind))]
-        }
-        for entry in catalogue.entries(kind):
+        entries = (*catalogue.entries(kind), *(catalogue.entries("plugins") if kind == "attacks" else ()))
+        definitions[kind] = {"anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}.{e.name}"} for e in entries)]}
+        for entry in entries:
             definitions[f"{kind}.{entry.name}"] = _entry(kind, entry)
     hints = typing.get_type_hints(Study)
     properties = {f.name: _of(hints[f.name]) for f in dataclasses.fields(Study)}
