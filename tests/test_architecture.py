@@ -19,7 +19,21 @@ PACKAGE = Path(__file__).parent.parent / "src" / "firedoor"
 
 ROOMS = {"architectures", "models", "data", "attacks", "defences", "diagnostics", "measures"}
 LAYERS = [
-    {"protocols", "threat", "losses", "spec", "seed", "guard", "compile", "catalogue", "errors", "craft", "files", "device"},
+    {
+        "protocols",
+        "threat",
+        "losses",
+        "spec",
+        "seed",
+        "guard",
+        "compile",
+        "catalogue",
+        "errors",
+        "craft",
+        "files",
+        "device",
+        "intervals",
+    },
     ROOMS,
     {"study", "tiers", "store", "matrix", "pipeline", "plan", "schema", "engines", "cells", "costs", "gallery", "gather"},
     {"stats", "verdict", "evidence", "symptoms", "game", "report", "resampling"},
@@ -32,6 +46,7 @@ READING = LAYERS[3] | {
     "protocols",
     "catalogue",
     "files",
+    "intervals",
 }  # what the reading layer may import; none imports torch
 
 BANNED_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "manager", "handler", "factory"}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
-from firedoor.symptoms import failed_at_home, gradient_signs, pairs_of, significant
+from firedoor.intervals import significant
+from firedoor.symptoms import failed_at_home, gradient_signs, pairs_of
 from reading_fakes import Attack, Draft, Source, Target, first
 
 N = 100

@@ -343,6 +343,8 @@ class Symptom:
 
 
 class Diagnostic(Protocol):
-    """One computable sign of false security: (live classifier, split) to a Symptom."""
+    """One computable sign of false security: (live classifier, split) to a Symptom. Attacks that it runs arrive as fields."""
 
     def __call__(self, model: Classifier, split: Split) -> Symptom: ...
+
+    def passes(self, n: int) -> int: ...  # of one image through the model, forward or backward, at most, for a split of n

@@ -8,15 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from firedoor import stats
+from firedoor.intervals import LEAST_EFFECT, clopper_pearson, significant, wilson
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
 
-__all__ = ["bookkeeping_signs", "failed_at_home", "gradient_signs", "naive_attacks", "pairs_of", "significant"]
+__all__ = ["bookkeeping_signs", "failed_at_home", "gradient_signs", "naive_attacks", "pairs_of"]
 
-SHARE = 0.005  # least net effect
 MARGIN = 0.1  # over the majority class
-DISCORDANT = 8  # least number of discordant images
-ALPHA = 0.01
 SUSPECT = 0.005  # lower bound of the share that the white box missed
 HOME_BAR, HOME_CAP = 0.5, 0.95
 OWN = ("S5", "naive", "stripped")  # rows that attack the target's own weights
@@ -61,16 +59,11 @@ def _judge_home(matrix: Matrix, source: str, attack: str, target: str) -> tuple[
     clean, after = home
     n, k = int(clean.sum()), int((clean & after).sum())
     floor = _noise_at_home(matrix, source)
-    if k == 0 or rate < HOME_BAR * best or (floor is not None and stats.wilson(k, n).low <= floor):
+    if k == 0 or rate < HOME_BAR * best or (floor is not None and wilson(k, n).low <= floor):
         return "void", f"the attack failed at home: it fooled {k} of {n} of its own source"
     if rate < HOME_CAP * best:
         return "capped", f"fooled {rate:.0%} of its own source, less than {HOME_CAP:.0%} of the best attack's {best:.0%}"
     return "", ""
-
-
-def significant(gained: int, lost: int, n: int) -> bool:
-    """Exact one-sided McNemar p < .01, net effect over .5 points, at least 8 discordant images."""
-    return gained + lost >= DISCORDANT and (gained - lost) > SHARE * n and stats.mcnemar(gained, lost, one_sided=True) < ALPHA
 
 
 def naive_attacks(matrix: Matrix) -> list[str]:
@@ -152,18 +145,18 @@ def _beats(
     def signs(fooled: np.ndarray) -> tuple[bool, bool, int]:
         """(fails, suspect, fooled images): one bad cell is enough, so a better cell beside it must not hide it."""
         gained, lost = int((fooled & ~mine & clean).sum()), int((mine & ~fooled & clean).sum())
-        suspect = effect == "mask" and stats.clopper_pearson(gained, n).low > SUSPECT
+        suspect = effect == "mask" and clopper_pearson(gained, n).low > SUSPECT
         return significant(gained, lost, n), suspect, int((fooled & clean).sum())
 
     group, fooled = max(theirs, key=lambda gf: signs(gf[1]))
     fails, suspect, _ = signs(fooled)
     gained, lost = int((fooled & ~mine & clean).sum()), int((mine & ~fooled & clean).sum())
-    share = stats.clopper_pearson(gained, n)
+    share = clopper_pearson(gained, n)
     status = "fail" if fails else "suspect" if suspect else "pass"
     who = f"{group[0][1]} from {group[0][0]}" if each else "the relaxed gradient"
     text = f"{who} fools {gained} of {n} images that its own gradient does not, and misses {lost} that it does"
     ids = tuple(np.array(matrix.ids)[fooled & ~mine & clean][:20].tolist())
-    return Symptom(id, name, effect, status, text, share.value, SHARE, n, share.low, share.high, ids)
+    return Symptom(id, name, effect, status, text, share.value, LEAST_EFFECT, n, share.low, share.high, ids)
 
 
 def _fooled(matrix: Matrix, target: str, pairs: list[stats.Pair]) -> np.ndarray | None:

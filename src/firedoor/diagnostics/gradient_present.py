@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from firedoor import device, guard, losses, seed
+from firedoor.diagnostics.outcomes import ids_of
 from firedoor.protocols import Classifier, Objective, Split, Symptom
 
 __all__ = ["GradientPresent"]
@@ -36,9 +37,12 @@ class GradientPresent:
             "suspect": f"{k_ce} of {n} images give no cross-entropy gradient, {k} none at all: the loss saturates, use the margin",
             "pass": f"every gradient is there ({n} images)",
         }[status]
-        dead = both if k else ce
-        ids = tuple(split.ids[i] for i in dead.nonzero()[:20, 0].tolist())
+        ids = ids_of(split, both if k else ce)
         return Symptom("A7", "gradient present", "mask", status, text, (k if k else k_ce) / max(n, 1), self.share, n, examples=ids)
+
+    def passes(self, n: int) -> int:
+        """One gradient of each loss."""
+        return 4 * n
 
 
 def _dead(model: Classifier, split: Split, loss: Objective) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firedoor import device, seed
-from firedoor.craft import predict
+from firedoor.diagnostics.outcomes import fooled, ids_of, known, passes_of
 from firedoor.protocols import Attack, Classifier, Split, Symptom
 
 __all__ = ["Unbounded"]
@@ -26,16 +25,15 @@ class Unbounded:
 
     def __call__(self, model: Classifier, split: Split) -> Symptom:
         """A Symptom over the images of `split` that the model gets right."""
-        right = predict(model, split.x, split.ids, 0) == split.y
-        kept = Split(split.x[right], split.y[right], tuple(i for i, r in zip(split.ids, right.tolist(), strict=True) if r))
+        kept = known(model, split)
         if not len(kept):
             return Symptom("B7", "unbounded", "mask", "not_run", "the model gets no image right, so nothing can be broken")
-        with seed.streams(0, kept.ids, purpose="B7"):
-            x_adv = self.attack(model, kept.x.to(device.current()), kept.y.to(device.current())).cpu()
-        after = predict(model, x_adv, kept.ids, 0, draw=1)
-        left = after == kept.y
+        left = ~fooled(model, self.attack, kept, "B7")
         n, k = len(kept), int(left.sum())
         status = "fail" if k > self.share * n else "suspect" if k else "pass"
         text = f"{k} of {n} images survive an attack without any budget" if k else f"without a budget all {n} images fall"
-        ids = tuple(kept.ids[i] for i in left.nonzero()[:20, 0].tolist())
-        return Symptom("B7", "unbounded", "mask", status, text, k / n, self.share, n, examples=ids)
+        return Symptom("B7", "unbounded", "mask", status, text, k / n, self.share, n, examples=ids_of(kept, left))
+
+    def passes(self, n: int) -> int:
+        """Two answers, and the attack."""
+        return n * (2 + passes_of(self.attack))
