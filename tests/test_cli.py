@@ -131,7 +131,7 @@ def test_list_gives_one_row_for_each_published_name(call, kind: str) -> None:  #
     keys = (r["name"] if kind != "defences" else (r["name"], r["family"]) for r in rows)
     assert len(set(keys)) == len(rows), "a name twice; only a defence of two families may stand twice"
     for row in rows:
-        assert list(row) == ["name", "kind", "family", "reference", "year", "G", "tier", "summary", "module"]
+        assert list(row) == ["name", "kind", "family", "reference", "year", "G", "queries", "tier", "summary", "module"]
         assert row["kind"] == kind
         assert row["reference"]
         assert row["summary"].endswith(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from firedoor import catalogue
+from firedoor import catalogue, tiers
 from firedoor.data import Digits
 from firedoor.errors import SpecError
 from firedoor.study import from_table
@@ -61,3 +61,11 @@ def test_a_study_file_names_its_tier() -> None:
     assert study.attacks["MI_FGSM"].gradients == 3, "an entry of the file replaces that of the tier"
     with pytest.raises(SpecError, match="tier must be one of T0, T1, T2, got 'T3'"):
         from_table({**TABLE, "tier": "T3"})
+
+
+def test_the_list_of_tiers_holds_each_entry_with_what_the_tier_makes_of_it() -> None:
+    rows = {(r["tier"], r["attack"]): r for r in tiers.listed()}
+    assert len(rows) == sum(len(t) for table in (tiers.TRANSFER, tiers.OWN) for t in table.values())
+    assert rows["T0", "VMI_FGSM"]["G"] == 55, "five neighbours"
+    assert rows["T1", "VMI_FGSM"]["G"] == 190, "twenty"
+    assert rows["T2", "Square"]["queries"] == 5000

@@ -33,7 +33,7 @@ FOLDERS = {
     "training": ("defences",),
     "diagnostics": ("diagnostics",),
     "threats": ("threat.py",),
-    "defences": ("defences/losses", "defences/wrappers", "defences/broken", "defences", "models"),
+    "defences": ("defences/losses", "defences/wrappers", "defences/broken", "defences", "models", "architectures"),
 }
 KINDS = tuple(FOLDERS)
 DEFENCE_FAMILIES = {
@@ -50,7 +50,7 @@ ROOT = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Entry:
-    """One published name. `G` is the gradients per example at the default fields, None where that has no meaning."""
+    """One published name. `G`: gradients per example at the default fields; None where that has no meaning. `queries` beside them."""
 
     name: str
     kind: str
@@ -61,6 +61,7 @@ class Entry:
     tier: str | None
     summary: str
     module: str
+    queries: int = 0
 
 
 @cache
@@ -121,6 +122,7 @@ def _entry(name: str, kind: str, module: str, text: str) -> Entry:
         reference=field(r"Reference: ((?:.|\n)+)") or "",
         year=int(year) if year else None,
         G=int(gradients) if gradients else None,
+        queries=int(field(r"Queries: (\d+)") or 0),
         tier=field(r"Tier: (T\d)"),
         summary=" ".join(re.split(r"\.(?:\s|$)|\n\n", text, maxsplit=1)[0].split()) + ".",
         module=module,

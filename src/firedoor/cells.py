@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firedoor import guard
 from firedoor.craft import Craft, predict
-from firedoor.protocols import Dataset, Diagnostic, Model, Symptom
+from firedoor.protocols import Classifier, Dataset, Diagnostic, Model, Symptom
 from firedoor.spec import fingerprint, to_dict
 from firedoor.store import FileStore
 
-__all__ = ["Answers", "Diagnosis"]
+__all__ = ["Answers", "Diagnosis", "counted"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,10 @@ class Diagnosis:
         """The symptom, from the store or found now."""
 
         def make() -> tuple[dict[str, Tensor], dict[str, object]]:
-            symptom = self.test(store.live(self.model), self.data.split("evaluation")[slice(0, self.n)])
-            return {"n": torch.tensor([symptom.n])}, {"symptom": {**vars(symptom), "examples": list(symptom.examples)}}
+            with counted(store.live(self.model)) as (live, passes):
+                symptom = self.test(live, self.data.split("evaluation")[slice(0, self.n)])
+            found = replace(symptom, passes=sum(passes))
+            return {"n": torch.tensor([found.n])}, {"symptom": {**vars(found), "examples": list(found.examples)}}
 
         record = store.get("symptom", self.inputs(), make)[1]["symptom"]
         assert isinstance(record, dict)
@@ -80,3 +85,30 @@ class Diagnosis:
     def inputs(self) -> dict[str, object]:
         """All that the symptom depends on."""
         return {"test": to_dict(self.test), "model": fingerprint(self.model), "data": self.data.digest(), "n": self.n}
+
+
+@contextmanager
+def counted(model: Classifier) -> Iterator[tuple[Classifier, list[int]]]:
+    """The model, and a list that grows by the rows of every forward and backward pass through it. Copies of it count too."""
+    passes: list[int] = []
+
+    def count(_: Any, __: Any, logits: Any) -> None:
+        if isinstance(logits, Tensor) and logits.dim():
+            passes.append(len(logits))
+            if logits.requires_grad:
+                logits.register_hook(lambda g: passes.append(len(g)))  # type: ignore[no-untyped-call]
+
+    if not isinstance(model, nn.Module):
+
+        def ask(x: Tensor) -> Tensor:
+            logits = model(x)
+            count(None, None, logits)
+            return logits
+
+        yield ask, passes
+        return
+    hook = model.register_forward_hook(count)
+    try:
+        yield model, passes
+    finally:
+        hook.remove()

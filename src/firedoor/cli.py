@@ -39,6 +39,7 @@ Precision = Annotated[
     str | None, typer.Option("--precision", help="In which examples are crafted: exact, or fast (bfloat16). Default: the study's.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Trust = Annotated[bool, typer.Option("--trust-study", help="Let the study file import Python code that it names.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")]
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.toml", help="A study file, or the name of one that is shipped: digits, fashion.")
@@ -83,11 +84,12 @@ def run(
     precision: Precision = None,
     device: Device = "auto",
     workers: Workers = 0,
+    trust: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Carry out a study. Whatever the store holds is not done again, so an interrupted run goes on where it stopped."""
-    _run(study, out, store, _overrides(set_, seed, precision), device, workers, as_json, quiet)
+    _run(study, out, store, _overrides(set_, seed, precision), device, workers, as_json, quiet, trust)
 
 
 @app.command()
@@ -98,12 +100,13 @@ def plan(
     seed: Seed = None,
     precision: Precision = None,
     workers: Workers = 0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show what a run would do: what is cached, what is to do, estimated time and disk."""
     from firedoor.plan import plan as make_plan
 
-    found = make_plan(_load(study, _overrides(set_, seed, precision)), store, workers)
+    found = make_plan(_load(study, _overrides(set_, seed, precision), trust), store, workers)
     if as_json:
         _print_json(found)
         return
@@ -119,6 +122,40 @@ def plan(
 
 
 @app.command()
+def certify(
+    study: StudyFile,
+    target: Annotated[str, typer.Argument(help="A target whose wrapper is Smoothing; the network under it is certified.")],
+    n: Annotated[int, typer.Option("--n", help="Draws that bound the radius of an image.")] = 10_000,
+    n0: Annotated[int, typer.Option("--n0", help="Draws that choose its label.")] = 100,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Chance that a radius is wrong. Default: the target's.")] = None,
+    images: Annotated[int, typer.Option("--images", help="How many evaluation images, from the first on.")] = 100,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder that gets certificates.json.")] = None,
+    store: StoreAt = ".firedoor",
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Certified L2 radii of a smoothed target, and what they say of Linf. Every ten images are kept, so a stopped run goes on."""
+    loaded = _load(study, _overrides(set_, seed, None))
+    if out is not None:
+        _writable(out)
+    from firedoor import certify as certifying
+    from firedoor import device as devices
+    from firedoor.store import FileStore
+
+    with devices.using(device), _progress(quiet or as_json) as progress:
+        found = certifying.certify(loaded, target, FileStore(store), n, n0, alpha, images, progress)
+    if out is not None:
+        certifying.write(found, out)
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        _console().print(certifying.table_of(found))
+
+
+@app.command()
 def report(out: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: Json = False, quiet: Quiet = False) -> None:
     """Rebuild report.html, report.json and report.md from the folder of a run. Needs no model and no torch."""
     summary = _report(out)
@@ -128,27 +165,53 @@ def report(out: Annotated[Path, typer.Argument(help="The folder of a run.")], as
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="attacks, defences, parts, losses, wrappers, broken, models, architectures, data ...")
+        str, typer.Argument(help="attacks, defences, tiers, parts, losses, wrappers, broken, models, architectures, data ...")
     ],
     pattern: Annotated[str, typer.Argument(help='Only names that match, such as "*fgsm*".')] = "*",
     as_json: Json = False,
 ) -> None:
-    """List what there is of a kind, with its reference."""
+    """List what there is of a kind, with its reference; of tiers, what each runs and what that costs for one image."""
     import fnmatch
 
     from firedoor import catalogue
 
+    if kind == "tiers":
+        _list_tiers(pattern, as_json)
+        return
     found = [e for e in catalogue.entries(kind) if fnmatch.fnmatch(e.name.lower(), pattern.lower())]
     if as_json:
-        keys = ("name", "kind", "family", "reference", "year", "G", "tier", "summary", "module")
+        keys = ("name", "kind", "family", "reference", "year", "G", "queries", "tier", "summary", "module")
         _print_json([{k: getattr(e, k) for k in keys} for e in found])
         return
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("name", "family", "year", "G", "tier", "what it is", title=f"{len(found)} {kind}")
+    queried = any(e.queries for e in found)
+    table = Table(
+        "name", "family", "year", "G", *(["queries"] if queried else []), "tier", "what it is", title=f"{len(found)} {kind}"
+    )
     for e in found:
-        table.add_row(e.name, e.family, *("" if v is None else str(v) for v in (e.year, e.G, e.tier)), escape(e.summary))
+        numbers = (e.year, e.G, *((e.queries or None,) if queried else ()), e.tier)
+        table.add_row(e.name, e.family, *("" if v is None else str(v) for v in numbers), escape(e.summary))
+    _console().print(table)
+
+
+def _list_tiers(pattern: str, as_json: bool) -> None:
+    import fnmatch
+
+    from firedoor import tiers
+
+    rows = [r for r in tiers.listed() if fnmatch.fnmatch(str(r["tier"]).lower(), pattern.lower())]
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table(
+        "tier", "attack", "runs on", "G", "queries", title="What each tier adds, for Linf; G and queries as the tier sets them"
+    )
+    for row in rows:
+        table.add_row(*(str(row[k]) for k in ("tier", "attack", "runs_on", "G", "queries")))
     _console().print(table)
 
 
@@ -248,8 +311,9 @@ def _run(
     workers: int,
     as_json: bool,
     quiet: bool,
+    trust: bool = False,
 ) -> None:
-    loaded = _load(study, overrides)
+    loaded = _load(study, overrides, trust)
     _writable(out)
     from firedoor import device as devices
     from firedoor.pipeline import carry_out
@@ -271,10 +335,10 @@ def _overrides(set_: list[str] | None, seed: int | None, precision: str | None) 
     return (*(set_ or ()), *(f"{field}={json.dumps(value)}" for field, value in named.items() if value is not None))
 
 
-def _load(study: Path, overrides: tuple[str, ...]) -> Study:
+def _load(study: Path, overrides: tuple[str, ...], trust: bool = False) -> Study:
     from firedoor import study as studies
 
-    return studies.load(_shipped(study), overrides)
+    return studies.load(_shipped(study), overrides, trust)
 
 
 def _shipped(study: Path) -> Path:

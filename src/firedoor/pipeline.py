@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +28,10 @@ from firedoor.files import write_atomically
 from firedoor.gallery import gallery_of
 from firedoor.gather import Found, gather
 from firedoor.matrix import Matrix
+from firedoor.models.wrapped import abstains, second_view
 from firedoor.protocols import Classifier, Model, Split, Symptom
 from firedoor.store import FileStore
-from firedoor.study import ITSELF, NAIVE, NO_SOURCE, SAME_DEFENCE, STOLEN, STRIPPED, Study
+from firedoor.study import IDENTITY, ITSELF, NAIVE, NO_SOURCE, SAME_DEFENCE, STOLEN, STRIPPED, Study
 from firedoor.threat import Threat
 
 __all__ = ["Outcome", "Progress", "carry_out", "default_store", "run"]
@@ -37,6 +40,7 @@ Progress = Callable[[str, int, int], None]
 """(what is being done, done, total), called as work goes on."""
 
 NOISE_DRAWS = 5
+LARGEST_LOGIT = 1e9
 DIAGNOSED = 100  # images that the live diagnostics look at
 
 
@@ -153,26 +157,11 @@ class _Work:
     def refuse_at_the_door(self) -> None:
         """ModelRefused for a model that gives no finite (n, k) logits, or that changes itself when asked."""
         few = self.split[slice(0, 4)]
-        shape = (len(few), len(self.study.data.classes))
         for kind, table in (("target", self.study.targets), ("source", self.study.sources)):
             for name, model in table.items():
-                live = self.store.live(model)
-                before = _weights(live)
-                try:
-                    with torch.no_grad():
-                        logits = live(few.x.to(device.current()))
-                except Exception as error:
-                    said = f"{type(error).__name__}: {error}"
-                    raise ModelRefused(
-                        f"{kind} {name!r} cannot answer inputs of shape {tuple(few.x.shape)} ({said}). Check its data."
-                    ) from None
-                if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
-                    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                    raise ModelRefused(f"{kind} {name!r} must give logits of shape {shape}, got {got}. Check its output.")
-                if not bool(torch.isfinite(logits).all()):
-                    raise ModelRefused(f"{kind} {name!r} gives NaN or infinite logits on clean images. Check its weights.")
-                if _weights(live) != before:
-                    raise ModelRefused(f"{kind} {name!r} changes its own weights or buffers when asked. Put it in eval mode.")
+                complaint = _complaint(model, self.store, few, len(self.study.data.classes) + int(abstains(model)))
+                if complaint:
+                    raise ModelRefused(f"{kind} {name!r} {complaint}")
 
     # ------------------------------------------------------------ which rows there are
 
@@ -190,13 +179,16 @@ class _Work:
         """Rows that attack the target itself: relaxed, as it stands, and stripped of its defence."""
         rows = []
         for target, model in self.study.targets.items():
-            sources = {ITSELF: model.relax(), NAIVE: model, STRIPPED: studies.stripped(model)}
-            if sources[ITSELF] == model:
-                del sources[NAIVE]
-                self.found.reasons[f"{NAIVE}|*|{target}"] = "its own gradient is already the relaxed one"
-            for row, source in sources.items():
+            relaxed = model.relax()
+            sources = {
+                ITSELF: (relaxed, ""),
+                IDENTITY: (second_view(model), "its defence has one way around it"),
+                NAIVE: (model if relaxed != model else None, "its own gradient is already the relaxed one"),
+                STRIPPED: (studies.stripped(model), "there is nothing to strip"),
+            }
+            for row, (source, why_not) in sources.items():
                 if source is None:
-                    self.found.reasons[f"{row}|*|{target}"] = "there is nothing to strip"
+                    self.found.reasons[f"{row}|*|{target}"] = why_not
                     continue
                 found = [_Row(row, n, self.study.crafts(source, a), (target,), own=True) for n, a in self.study.white_box.items()]
                 rows.extend(found)
@@ -257,7 +249,7 @@ class _Work:
         for kind, models in (("target", self.study.targets), ("source", self.study.sources)):
             for name, model in models.items():
                 table = self.found.clean if kind == "target" else self.found.source_clean
-                answers = Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed).load(self.store)
+                answers = self._clean(kind, name, model)
                 if (answers < 0).any():
                     k = int((answers < 0).any(0).sum())
                     raise ModelRefused(f"{kind} {name!r} gives NaN or infinite logits on {k} clean images. Check its weights.")
@@ -270,6 +262,15 @@ class _Work:
             self._score_row(row)
         if rows:
             self.progress(what, len(rows), len(rows))
+
+    def _clean(self, kind: str, name: str, model: Model) -> np.ndarray:
+        """A model's answers to the clean images, without which nothing can be said of it."""
+        try:
+            return Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed).load(self.store)
+        except (SetupError, ModelRefused):
+            raise
+        except Exception as error:
+            raise ModelRefused(f"{kind} {name!r} fails on clean images ({type(error).__name__}: {error}). Check it.") from None
 
     def _unit(self, row: _Row, craft: Craft) -> tuple[Any, ...]:
         """One craft and all answers to it."""
@@ -338,11 +339,22 @@ class _Work:
             self.progress("diagnosing", i, len(wanted))
             symptoms[name] = []
             for view, declared, diagnosis in found:
-                symptom = diagnosis.load(self.store)
+                symptom = self._diagnosed(name, diagnosis)
                 effect = "note" if declared and view == "as it stands" else symptom.effect
                 symptoms[name].append(replace(symptom, name=f"{symptom.name}, {view}", effect=effect))
         self.progress("diagnosing", len(wanted), len(wanted))
         return symptoms
+
+    def _diagnosed(self, target: str, diagnosis: Diagnosis) -> Symptom:
+        """The symptom; a test that raises is noted as failed, and proves nothing."""
+        try:
+            return diagnosis.load(self.store)
+        except SetupError:
+            raise
+        except Exception as error:
+            name = type(diagnosis.test).__name__
+            self.found.fail(f"{name}|*|{target}", error)
+            return Symptom(name, name, "cap", "not_run", f"{type(error).__name__}: {error}")
 
 
 def _stored(recipe: Any) -> list[Craft]:
@@ -360,6 +372,33 @@ def _needed(recipe: Any) -> list[Any]:
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
+
+
+def _complaint(model: Model, store: FileStore, few: Split, classes: int) -> str:
+    """Why a model cannot be measured, or nothing."""
+    said = io.StringIO()
+    shape = (len(few), classes)
+    try:
+        with contextlib.redirect_stdout(said), torch.no_grad():
+            live = store.live(model)
+            before = _weights(live)
+            logits = live(few.x.to(device.current()))
+    except SetupError:
+        raise
+    except Exception as error:
+        return f"cannot answer inputs of shape {tuple(few.x.shape)} ({type(error).__name__}: {error}). Check it, and its data."
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        return f"must give logits of shape {shape}, got {got}. Check its output."
+    if not bool(torch.isfinite(logits).all()):
+        return "gives NaN or infinite logits on clean images. Check its weights."
+    if float(logits.abs().max()) > LARGEST_LOGIT:
+        return f"must give logits up to {LARGEST_LOGIT:.0e}, got {float(logits.abs().max()):.0e}. Check its last layer."
+    if _weights(live) != before:
+        return "changes its own weights or buffers when asked. Put it in eval mode."
+    if said.getvalue():
+        return f"prints when asked ({said.getvalue().strip()[:40]!r}). Take the print out: output is read by programs."
+    return ""
 
 
 def _weights(live: Classifier) -> list[tuple[int, float]]:

@@ -36,6 +36,7 @@ __all__ = [
     "Objective",
     "Prepared",
     "Returned",
+    "SecondView",
     "Semantics",
     "SourceObjective",
     "Specimen",
@@ -318,6 +319,13 @@ class Wrapper(Protocol):
     def relax(self, model: Classifier, store: Store | None = None) -> Classifier: ...
 
 
+@runtime_checkable
+class SecondView(Protocol):
+    """A wrapper with another way around its step; both are attacked, and the worse counts."""
+
+    def relax_by_identity(self, model: Classifier, store: Store | None = None) -> Classifier: ...
+
+
 class Specimen(Protocol):
     """False security built into a network: how it is built, and how its gradient is recovered."""
 
@@ -340,6 +348,7 @@ class Symptom:
     low: float | None = None
     high: float | None = None
     examples: tuple[str, ...] = field(default=())
+    passes: int = 0  # of one image through the model, forward or backward, that the test took
 
 
 class Diagnostic(Protocol):

@@ -15,10 +15,12 @@ from firedoor.attacks.named.gradient import PGD
 from firedoor.compile import Precision
 from firedoor.craft import Craft
 from firedoor.errors import SpecError
+from firedoor.models.imported import Imported
 from firedoor.protocols import Access, Attack, Dataset, Model
 from firedoor.threat import Threat
 
 __all__ = [
+    "IDENTITY",
     "ITSELF",
     "NAIVE",
     "NO_SOURCE",
@@ -37,12 +39,21 @@ __all__ = [
 ]
 
 ITSELF = "itself"  # S5: the target's relaxed gradient
+IDENTITY = "itself, identity"  # S5 again: the identity's gradient in place of a wrapper's own relaxed one
 NAIVE = "itself, naive"  # the target's gradient as it stands
 SAME_DEFENCE = "same defence"  # S3: the target's recipe with another seed, attacked through its relax
 STOLEN = "stolen"  # S4: a network trained on the target's answers
 STRIPPED = "stripped"  # the target without its wrapper or specimen
 NO_SOURCE = "no source"  # null attacks that ask no model
-RELATIVE = (SAME_DEFENCE, STOLEN, STRIPPED, ITSELF, NAIVE, NO_SOURCE)  # rows whose source is another model for every target
+RELATIVE = (
+    SAME_DEFENCE,
+    STOLEN,
+    STRIPPED,
+    ITSELF,
+    IDENTITY,
+    NAIVE,
+    NO_SOURCE,
+)  # rows whose source is another model for every target
 
 LARGEST_FILE = 1_000_000
 ONLY_IN_FILES = {"threat", "architecture", "fit", "models", "tier"}  # what a study file has beside the fields of a Study
@@ -144,7 +155,15 @@ class Study:
 
     def rung(self, source: str, target: str) -> str:
         """Where a source stands on the ladder, seen from a target: S0 to S5, or naive, stripped, null."""
-        relative = {ITSELF: "S5", NAIVE: "naive", SAME_DEFENCE: "S3", STOLEN: "S4", STRIPPED: "stripped", NO_SOURCE: "null"}
+        relative = {
+            ITSELF: "S5",
+            IDENTITY: "S5",
+            NAIVE: "naive",
+            SAME_DEFENCE: "S3",
+            STOLEN: "S4",
+            STRIPPED: "stripped",
+            NO_SOURCE: "null",
+        }
         if source in relative:
             return relative[source]
         if source in self.public:
@@ -261,6 +280,7 @@ def _defining_parts(model: Any) -> list[Any]:
     fit = getattr(model, "fit", None)
     if fit is not None:
         parts.append(fit.loss)
+    parts.append(getattr(model, "architecture", None))
     inner = getattr(model, "model", None)
     return [p for p in parts if p is not None] + (_defining_parts(inner) if inner is not None else [])
 
@@ -278,8 +298,8 @@ def _without_seed(model: Model) -> Any:
 # ---------------------------------------------------------------- TOML
 
 
-def load(file: str | Path, overrides: tuple[str, ...] = ()) -> Study:
-    """Read a study file. `overrides`: texts "a.b=value", the value written as in TOML.
+def load(file: str | Path, overrides: tuple[str, ...] = (), trust: bool = False) -> Study:
+    """Read a study file. `overrides`: texts "a.b=value", the value written as in TOML. `trust`: it may name Python code to import.
 
     Errors: SpecError naming the place, what was needed and what was got.
     """
@@ -296,7 +316,11 @@ def load(file: str | Path, overrides: tuple[str, ...] = ()) -> Study:
         raise SpecError(f"{str(path)!r} must be a TOML text ({error}). Fix the file, or give another.") from None
     for text in overrides:
         _override(table, text)
-    return from_table(table)
+    study = from_table(table)
+    foreign = next((r for r in spec.recipes_in(study) if isinstance(r, Imported)), None)
+    if foreign is not None and not trust:
+        raise SpecError(f"the study would import and run {foreign.function!r}. Look at it, then add --trust-study.")
+    return study
 
 
 def from_table(table: Mapping[str, Any]) -> Study:

@@ -10,7 +10,7 @@ from firedoor.errors import SpecError
 from firedoor.protocols import Attack, Dataset
 from firedoor.threat import L2, Linf, Threat
 
-__all__ = ["TIERS", "attacks_of"]
+__all__ = ["TIERS", "attacks_of", "listed"]
 
 MI: dict[str, Any] = {"type": "MI_FGSM"}
 Fields = Mapping[str, Any]
@@ -100,6 +100,20 @@ def attacks_of(
         built = {n: _built(n, {**f, **(adjust or {}).get(n, {})}, threat, data) for n, f in wanted.items()}
         found.append({n: a for n, a in built.items() if a is not None})
     return found[0], found[1]
+
+
+def listed() -> list[dict[str, str | int]]:
+    """What each tier adds to the one below, with gradients and queries per image as it sets them; under Linf, or else L2."""
+    from firedoor.data.digits import Digits
+
+    rows: list[dict[str, str | int]] = []
+    for place, table in (("every source", TRANSFER), ("the target itself", OWN)):
+        for tier in TIERS:
+            for name, fields in table[tier].items():
+                threats: tuple[Any, ...] = (Linf(8 / 255), L2(0.5))
+                found = next(a for t in threats if (a := _built(name, fields, t, Digits())) is not None)
+                rows.append({"tier": tier, "attack": name, "runs_on": place, "G": found.gradients, "queries": found.queries})
+    return sorted(rows, key=lambda r: str(r["tier"]))
 
 
 def _built(name: str, fields: Fields, threat: Threat, data: Dataset) -> Attack | None:

@@ -39,12 +39,13 @@ class Evidence:
     stripped_needed: bool = False
     stripped_run: bool = True
     failed_cells: int = 0
-    audit: frozenset[str] = field(default=frozenset())  # ids of tests that were run through relax
+    audit: frozenset[str] = field(default=frozenset())  # ids of the live tests that were run
     worst_of_k: Estimate | None = None  # share right in all of 20 resubmissions of the worst cell, random targets
     missing_reasons: tuple[str, ...] = ()
 
 
 NEEDED_FOR_ROBUST = ("A7", "A8", "A9", "B5", "B7", "B11", "C1")
+OF_THE_TARGET = ("A2", "A12", "E10", "E15")  # caps that concern every example, not only those made on the target itself
 
 
 def state(loss: Estimate | None, bar: float) -> str:
@@ -59,6 +60,9 @@ def judge(evidence: Evidence, bar: float) -> tuple[str, list[str]]:
     t, u, n = state(evidence.transfer, bar), state(evidence.all, bar), state(evidence.naive, bar)
     looks_strong = n == "holds" or evidence.gradient_dead
     masks = [s for s in evidence.symptoms if s.effect == "mask" and s.status == "fail"]
+    void = [s for s in evidence.symptoms if s.effect == "void" and s.status == "fail"]
+    if void:
+        return "NOT MEASURED", [f"void: {s.id} {s.name}: {s.text}" for s in void]
     if t == "none" and u == "none":
         return "NOT MEASURED", list(evidence.missing_reasons) or ["every cell is void or was not run"]
     if u == "falls" and t != "holds" and looks_strong:
@@ -106,7 +110,7 @@ def _missing_transfer(e: Evidence) -> list[str]:
         missing.append("rung S3 or S4")
     if e.stripped_needed and not e.stripped_run:
         missing.append("the stripped target as a source")
-    missing.extend(f"{s.id} {s.name}: {s.text}" for s in e.symptoms if s.id in ("A12", "E1") and s.status == "fail")
+    missing.extend(f"{s.id} {s.name}: {s.text}" for s in e.symptoms if _caps_transfer(s))
     if e.failed_cells:
         missing.append(f"{e.failed_cells} planned cells that failed")
     if e.worst_of_k is not None and not e.worst_of_k.value >= 0.5:  # NaN: too few draws to tell
@@ -119,9 +123,16 @@ def _missing_own(e: Evidence) -> list[str]:
     missing = [t for t in NEEDED_FOR_ROBUST if t not in e.audit]
     if e.relaxed is None:
         missing.append("S5 through relax")
-    bad = ("fail", "suspect", "not_run")
+    bad = ("fail", "suspect", "void", "not_run")
     failed = [s.id for s in e.symptoms if s.effect in ("mask", "cap", "void") and s.status in bad]
     return missing + failed
+
+
+def _caps_transfer(s: Symptom) -> bool:
+    """A test of the target that leaves even transferred examples able to prove a break, never a defence."""
+    return (s.id in OF_THE_TARGET and s.effect == "cap" and s.status in ("fail", "suspect")) or (
+        s.effect == "void" and s.status == "suspect"
+    )
 
 
 def _at_least(a: Estimate | None, b: Estimate | None) -> bool:

@@ -28,7 +28,10 @@ def test_docstring_gives_the_gradients_of_the_defaults(entry: catalogue.Entry) -
     cls = catalogue.find("attacks", entry.name)
     pool = {"data": fixtures.Shapes()} if "data" in getattr(cls, "__dataclass_fields__", cls.__annotations__) else {}
     threat = {"CW": L2(0.1), "DDN": L2(0.1)}.get(entry.name, Linf(0.1, targeted=entry.family == "targeted"))
-    assert cls(threat, **pool).gradients == entry.G
+    attack = cls(threat, **pool)
+    assert attack.gradients == entry.G
+    if entry.family == "query":
+        assert attack.queries == entry.queries > 0
 
 
 def test_copies_of_diverse_inputs_draw_independently() -> None:

@@ -37,7 +37,7 @@ class HopSkipJump:
     Errors: SpecError for the fields, for other norms than Linf and L2, and for targeted threats, which no random point begins;
     DataError, naming the example, for x and y; ModelRefused for logits of a wrong shape.
 
-    Family: query. Year: 2020. G: 0. Tier: T2.
+    Family: query. Year: 2020. G: 0. Queries: 5000. Tier: T2.
     Reference: Chen et al. 2020, Alg. 1 and 2, arXiv:1904.02144.
     """
 

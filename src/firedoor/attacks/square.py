@@ -35,7 +35,7 @@ class Square:
     not finite is never an improvement.
     Errors: SpecError for the fields and for L0; DataError, naming the example, for x and y; ModelRefused for logits of a wrong shape.
 
-    Family: query. Year: 2020. G: 0. Tier: T1.
+    Family: query. Year: 2020. G: 0. Queries: 1000. Tier: T1.
     Reference: Andriushchenko et al. 2020, Alg. 1 to 3, arXiv:1912.00049; for L1 Croce & Hein 2021, sec. 5, arXiv:2103.01208.
     """
 

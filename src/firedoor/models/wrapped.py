@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from firedoor.protocols import Access, Classifier, Model, Store, Wrapper
+from firedoor.errors import SpecError
+from firedoor.protocols import Access, Classifier, Model, SecondView, Store, Wrapper
 
-__all__ = ["Relaxed", "Wrapped"]
+__all__ = ["Relaxed", "RelaxedByIdentity", "Wrapped", "abstains", "second_view"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,43 @@ class Relaxed:
     def relax(self) -> Model:
         """Itself."""
         return self
+
+
+@dataclass(frozen=True)
+class RelaxedByIdentity:
+    """A wrapped model whose wrapper is gone around by the identity's gradient; what lies inside is relaxed as ever.
+
+    Family: none. Reference: Athalye et al. 2018, sec. 4, arXiv:1802.00420.
+    """
+
+    model: Model
+    wrapper: Wrapper
+
+    access: ClassVar[Access] = Access.GRADIENTS
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws at each query."""
+        return self.wrapper.stochastic or self.model.stochastic
+
+    def load(self, store: Store) -> Classifier:
+        """The relaxed wrapper around the relaxed model."""
+        if not isinstance(self.wrapper, SecondView):
+            raise SpecError(f"{type(self.wrapper).__name__} must have a second way around it, got one only. Use `relax`.")
+        return self.wrapper.relax_by_identity(self.model.relax().load(store), store)
+
+    def relax(self) -> Model:
+        """Itself."""
+        return self
+
+
+def second_view(model: Model) -> Model | None:
+    """The model with another way around its outermost wrapper; None where there is one way only."""
+    wrapper = getattr(model, "wrapper", None)
+    return RelaxedByIdentity(model.model, wrapper) if isinstance(model, Wrapped) and isinstance(wrapper, SecondView) else None
+
+
+def abstains(model: Model) -> bool:
+    """Whether the model has one answer more than there are classes: none of them."""
+    inner = getattr(model, "model", None)
+    return bool(getattr(getattr(model, "wrapper", None), "abstains", False)) or (inner is not None and abstains(inner))

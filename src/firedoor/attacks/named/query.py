@@ -22,7 +22,7 @@ def NES(
 ) -> Iterated:
     """I_FGSM on a gradient estimated from n antithetic pairs of scores per step: 2 n steps queries. step_size=None is eps/steps.
 
-    Family: query. Year: 2018. G: 0. Tier: T2.
+    Family: query. Year: 2018. G: 0. Queries: 1000. Tier: T2.
     Reference: Ilyas et al. 2018, sec. 2.1, arXiv:1804.08598.
     """
     return Iterated(threat, steps, step_size, (), objective, estimator=AntitheticGaussian(n, sigma))
@@ -40,7 +40,7 @@ def SPSA(
 
     The paper steps with Adam on the margin; here the step is the loop's.
 
-    Family: query. Year: 2018. G: 0. Tier: T2.
+    Family: query. Year: 2018. G: 0. Queries: 2560. Tier: T2.
     Reference: Uesato et al. 2018, sec. 4.1, arXiv:1802.05666.
     """
     return Iterated(threat, steps, step_size, (), objective, estimator=SimultaneousPerturbation(n, sigma))

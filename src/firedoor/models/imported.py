@@ -1,0 +1,86 @@
+"""A model that a function of the user's own Python gives."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from firedoor import device
+from firedoor.errors import ModelRefused, SpecError
+from firedoor.protocols import Access, Classifier, Model, Store
+
+__all__ = ["Imported"]
+
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `function`, written "package.module:name" and called without arguments, returns: pixels in [0,1] to logits (n, k).
+
+    The module is looked up in the working folder first. It runs with all the rights of whoever starts the study, so a study file that
+    names one needs `--trust-study`. Its weights and the syntax tree of its module are part of every key.
+    Errors: SpecError for another way of writing it; ModelRefused if it cannot be imported or called, or gives no network with
+    parameters.
+
+    Family: none. Reference: Paszke et al. 2019, arXiv:1912.01703 (a network as a module).
+    """
+
+    function: str
+    stochastic: bool = False
+
+    access: ClassVar[Access] = Access.GRADIENTS
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.function):
+            raise SpecError(f'Imported: function must be written "package.module:name", got {self.function!r}. Correct it.')
+
+    def load(self, store: Store) -> Classifier:
+        """A copy of the network: eval mode, parameters frozen. The one that the function gave stays as it was."""
+        return device.placed(copy.deepcopy(_called(self.function))).eval().requires_grad_(False)
+
+    def relax(self) -> Model:
+        """Itself: nothing is known of its inside."""
+        return self
+
+    def digest(self) -> str:
+        """sha256 over its weights and buffers, and over the syntax tree of its module."""
+        return _digest(self.function)
+
+
+def _called(function: str) -> nn.Module:
+    place, _, name = function.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python` itself would
+    try:
+        found = getattr(importlib.import_module(place), name)()
+    except Exception as error:
+        raise ModelRefused(f"{function} gave no model ({type(error).__name__}: {error}). Correct it, or leave it out.") from None
+    if not isinstance(found, nn.Module) or next(found.parameters(), None) is None:
+        got = "a module without parameters" if isinstance(found, nn.Module) else f"a {type(found).__name__}"
+        raise ModelRefused(f"{function} must return an nn.Module with parameters, got {got}. Return the loaded network.")
+    return found
+
+
+@functools.cache
+def _digest(function: str) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(_called(function).state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        total.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + values.flatten().numpy().tobytes())
+    try:
+        source = inspect.getsource(sys.modules[function.partition(":")[0]])
+    except (OSError, TypeError):
+        source = ""  # built in, or compiled
+    return hashlib.sha256(total.digest() + ast.dump(ast.parse(source)).encode()).hexdigest()
