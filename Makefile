@@ -4,6 +4,7 @@
 #   make check       formatting, lint, types, layers, doctests, docs examples
 #   make slow        the long test lane
 #   make contracts   every attack against its contract, known answers, reductions, sabotage (up to 25 minutes)
+#   make validate    planted failures and honest models against the audit, table in docs/validation.md (up to 25 minutes)
 #   make agreement   our attacks beside those of other libraries, in an environment of their own (.venv-peers, several GB)
 # On Linux the default index may serve a CUDA build of torch. For the CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -13,7 +14,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 TORCH_INDEX ?=
 RUN := .venv/bin/python -m
 
-.PHONY: demo test check slow contracts agreement clean
+.PHONY: demo test check slow contracts validate agreement clean
 .DEFAULT_GOAL := test
 
 .venv/.ok: pyproject.toml $(CONSTRAINTS)
@@ -38,6 +39,9 @@ slow: .venv/.ok
 
 contracts: .venv/.ok
 	$(RUN) firedoor.contracts
+
+validate: .venv/.ok
+	$(RUN) firedoor.validation
 
 agreement: .venv-peers/.ok
 	.venv-peers/bin/python -m pytest -m peers -n 0 tests/attacks/plugins

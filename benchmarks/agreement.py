@@ -166,6 +166,7 @@ def main() -> None:
             f"  white box {ours['white_box'][0]:.3f} {theirs['white_box'][0]:.3f}")  # fmt: skip
     found = {"n": len(split), "eps": round(EPS.eps * 255), "agree": all(r["agrees"] for r in rows), "torch": torch.__version__}
     print(json.dumps({**found, "minutes": round((time.perf_counter() - BEGAN) / 60, 1), "pairs": rows}))
+    sys.exit(0 if found["agree"] else 1)
 
 
 if __name__ == "__main__":

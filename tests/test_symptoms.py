@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firedoor.intervals import significant
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
-from firedoor.intervals import significant
 from firedoor.symptoms import failed_at_home, gradient_signs, pairs_of
 from reading_fakes import Attack, Draft, Source, Target, first
 

@@ -117,14 +117,18 @@ def plan(
         table.add_row(row["work"], str(row["to_do"]), str(row["cached"]), _duration(row["seconds"]))
     table.add_row("all", "", "", _duration(found["seconds"]), style="bold")
     _console().print(table)
-    note = f"{found['workers']} workers. Disk: about {found['bytes'] / 1e6:.0f} MB. {found['note']}"
+    most = max(found["audit"].values())
+    audit = f"The tests for false security take at most {most:.1f} times the passes of a target's own white-box row. "
+    note = f"{audit}{found['workers']} workers. Disk: about {found['bytes'] / 1e6:.0f} MB. {found['note']}"
     _console().print(note, highlight=False)
 
 
 @app.command()
 def certify(
     study: StudyFile,
-    target: Annotated[str, typer.Argument(help="A target whose wrapper is Smoothing; the network under it is certified.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A target whose wrapper is Smoothing; the network under it is certified.")
+    ],
     n: Annotated[int, typer.Option("--n", help="Draws that bound the radius of an image.")] = 10_000,
     n0: Annotated[int, typer.Option("--n0", help="Draws that choose its label.")] = 100,
     alpha: Annotated[float | None, typer.Option("--alpha", help="Chance that a radius is wrong. Default: the target's.")] = None,
@@ -136,9 +140,10 @@ def certify(
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    trust: Trust = False,
 ) -> None:
     """Certified L2 radii of a smoothed target, and what they say of Linf. Every ten images are kept, so a stopped run goes on."""
-    loaded = _load(study, _overrides(set_, seed, None))
+    loaded = _load(study, _overrides(set_, seed, None), trust)
     if out is not None:
         _writable(out)
     from firedoor import certify as certifying
@@ -152,7 +157,7 @@ def certify(
     if as_json:
         _print_json(found)
     elif not quiet:
-        _console().print(certifying.table_of(found))
+        _console().print(certifying.shown(found), highlight=False, markup=False)
 
 
 @app.command()
@@ -160,6 +165,25 @@ def report(out: Annotated[Path, typer.Argument(help="The folder of a run.")], as
     """Rebuild report.html, report.json and report.md from the folder of a run. Needs no model and no torch."""
     summary = _report(out)
     _show(summary, out, as_json, quiet)
+
+
+@app.command()
+def explain(
+    out: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    target: Annotated[str, typer.Argument(help="A target of that run.")],
+    as_json: Json = False,
+) -> None:
+    """Show the chain from symptom to verdict for one target of a run. Needs no model and no torch."""
+    from firedoor.report.explanation import explanation
+    from firedoor.report.summary import build
+
+    summary = build(out)
+    lines = explanation(summary, target)
+    if as_json:
+        _print_json(next(t for t in summary["targets"] if t["name"] == target))
+        return
+    for line in lines:
+        _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(name="list")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from firedoor import stats
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
-from firedoor.symptoms import bookkeeping_signs, failed_at_home, gradient_signs, naive_attacks, pairs_of
+from firedoor.symptoms import bookkeeping_signs, failed_at_home, gradient_signs, naive_attacks, own_rows, pairs_of
+from firedoor.transfer_signs import transfer_signs
 from firedoor.verdict import Evidence
 
 __all__ = ["evidence_of", "own_pairs", "standing_cells", "transfer_pairs"]
@@ -30,7 +32,7 @@ def own_pairs(matrix: Matrix, target: str, naive: bool) -> list[stats.Pair]:
     """White-box cells: through relax, or (naive) the cross-entropy gradient of the target as it stands."""
     white = [a for a in matrix.meta["attacks"] if a["role"] == "white box"]
     if not naive:
-        return [("itself", a["name"]) for a in white]
+        return [(row, a["name"]) for row in own_rows(matrix) for a in white]
     row = "itself, naive" if target in matrix.meta["relaxed"] else "itself"
     return [(row, name) for name in naive_attacks(matrix)]
 
@@ -43,10 +45,11 @@ def standing_cells(matrix: Matrix, target: str) -> list[stats.Pair]:
 def evidence_of(matrix: Matrix, target: str, live: Sequence[Symptom]) -> Evidence:
     """Losses with exact intervals, the signs of false security, and what the evidence is made of."""
     transfer, naive, relaxed = transfer_pairs(matrix, target), own_pairs(matrix, target, True), own_pairs(matrix, target, False)
-    every_naive = [("itself, naive", a) for _, a in relaxed]
+    every_naive = [("itself, naive", a) for a in dict.fromkeys(a for _, a in relaxed)]
     nulls = [("no source", a["name"]) for a in matrix.meta["attacks"] if a["role"] == "null"]
     t, n, r, u = (_loss(matrix, target, p) for p in (transfer, naive, relaxed, transfer + relaxed + every_naive + nulls))
-    symptoms = (*live, *gradient_signs(matrix, target), *bookkeeping_signs(matrix, target))
+    read = (*gradient_signs(matrix, target), *bookkeeping_signs(matrix, target), *transfer_signs(matrix, target))
+    symptoms = _weighed((*live, *read))
     facts = {a["name"]: a for a in matrix.meta["attacks"]}
     sources = {s["name"]: s for s in matrix.meta["sources"]}
     rungs = matrix.meta["rungs"]
@@ -77,10 +80,16 @@ def evidence_of(matrix: Matrix, target: str, live: Sequence[Symptom]) -> Evidenc
         stripped_needed=bool(target_facts["strippable"]),
         stripped_run=any(matrix.right("stripped", a, target) is not None for _, a in relaxed),
         failed_cells=len(_failed(matrix, target)),
-        audit=frozenset(s.id for s in live if s.status != "not_run" and s.effect == "mask"),
+        audit=frozenset(s.id for s in live if s.status != "not_run"),
         worst_of_k=resubmitted,
         missing_reasons=tuple(sorted({matrix.reason(s, a, target) for s in matrix.sources for a in matrix.attacks})[:5]),
     )
+
+
+def _weighed(symptoms: tuple[Symptom, ...]) -> tuple[Symptom, ...]:
+    """A query attack that beats the gradient (B13) shows a mask only where the gradient attack had done its best (B5, B11)."""
+    starved = any(s.id in ("B5", "B11") and s.effect == "cap" and s.status in ("fail", "suspect") for s in symptoms)
+    return tuple(replace(s, effect="cap") if starved and s.id == "B13" and s.effect == "mask" else s for s in symptoms)
 
 
 def _loss(matrix: Matrix, target: str, pairs: Sequence[stats.Pair]) -> stats.Estimate | None:

@@ -26,7 +26,7 @@ def gallery_of(study: Study, matrix: Matrix, store: FileStore) -> list[dict[str,
     if split.x.dim() != 4:
         return []
     rows: list[dict[str, Any]] = []
-    y, names = split.y.numpy(), study.data.classes
+    y, names = split.y.numpy(), (*study.data.classes, "abstained")
     for t, target in enumerate(study.targets):
         cells = [
             (s, a)

@@ -11,6 +11,7 @@ import numpy as np
 from firedoor import catalogue, spec
 from firedoor import study as studies
 from firedoor.matrix import Matrix
+from firedoor.models.wrapped import abstains
 from firedoor.protocols import Attack, Learned, Model
 from firedoor.study import RELATIVE, Study
 
@@ -33,6 +34,8 @@ class Found:
     own_clean: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    strength: dict[str, dict[str, float]] = field(default_factory=dict)  # "s|a|t", t "*" for all: sizes of the changes
+    leaked: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # targets and sources: evaluation ids they trained on
 
     def fail(self, key: str, error: Exception) -> None:
         """Note that a cell raised: it is kept as failed, never as a rate."""
@@ -117,6 +120,8 @@ def _facts(study: Study, found: Found, y: np.ndarray, ids: tuple[str, ...]) -> d
         "relaxed": [n for n, m in study.targets.items() if m.relax() != m],
         "rungs": {s: {t: study.rung(s, t) for t in targets} for s in (*study.sources, *RELATIVE)},
         "source_noise": {s: _noise_at_home(found, s, y) for s in study.sources},
+        "strength": found.strength,
+        "leaked": found.leaked,
         "reasons": found.reasons,
         "failed": found.failed,
     }
@@ -171,6 +176,7 @@ def _target(name: str, model: Model) -> dict[str, Any]:
         "family": studies.family_of(model),
         "exhibit": studies.is_exhibit(model),
         "stochastic": model.stochastic,
+        "abstains": abstains(model),
         "strippable": studies.stripped(model) is not None,
         "recipe": spec.canonical(spec.to_dict(model)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -15,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from firedoor import device, diagnostics
+from firedoor import device
 from firedoor import study as studies
-from firedoor.attacks.iterated import Iterated
 from firedoor.attacks.nulls import SignNoise
 from firedoor.cells import Answers, Diagnosis
 from firedoor.costs import costs_of, trainable, work_in
 from firedoor.craft import Craft
 from firedoor.engines.pool import Pool
 from firedoor.errors import AccessError, ModelRefused, SetupError, StoreError
+from firedoor.examination import examination, found_by
 from firedoor.files import write_atomically
 from firedoor.gallery import gallery_of
 from firedoor.gather import Found, gather
@@ -32,7 +33,7 @@ from firedoor.models.wrapped import abstains, second_view
 from firedoor.protocols import Classifier, Model, Split, Symptom
 from firedoor.store import FileStore
 from firedoor.study import IDENTITY, ITSELF, NAIVE, NO_SOURCE, SAME_DEFENCE, STOLEN, STRIPPED, Study
-from firedoor.threat import Threat
+from firedoor.threat import L2, Linf
 
 __all__ = ["Outcome", "Progress", "carry_out", "default_store", "run"]
 
@@ -41,7 +42,6 @@ Progress = Callable[[str, int, int], None]
 
 NOISE_DRAWS = 5
 LARGEST_LOGIT = 1e9
-DIAGNOSED = 100  # images that the live diagnostics look at
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def carry_out(study: Study, store: FileStore, progress: Progress, workers: int =
             work.score("same defence", work.same_defence_rows())
             work.score("stolen copies", work.stolen_rows())
             symptoms = work.diagnose()
+            work.find_leaks()
         matrix = gather(study, work.found)
         return Outcome(matrix, symptoms, costs_of(study, store), gallery_of(study, matrix, store), work.found.failed)
     finally:
@@ -162,6 +163,22 @@ class _Work:
                 complaint = _complaint(model, self.store, few, len(self.study.data.classes) + int(abstains(model)))
                 if complaint:
                     raise ModelRefused(f"{kind} {name!r} {complaint}")
+
+    def find_leaks(self) -> None:
+        """Evaluation images that some network of a target or source was trained on, by the digest of their pixels."""
+        own = {_digest(x): i for x, i in zip(self.split.x, self.split.ids, strict=True)}
+        parts: dict[tuple[str, str], list[str]] = {}
+        for kind, table in (("targets", self.study.targets), ("sources", self.study.sources)):
+            self.found.leaked[kind] = {}
+            for name, model in table.items():
+                ids: set[str] = set()
+                for recipe in trainable([model]):
+                    part = (recipe.data.digest(), recipe.part)
+                    if part not in parts:
+                        seen = {_digest(x) for x in recipe.data.split(recipe.part).x}
+                        parts[part] = sorted(i for d, i in own.items() if d in seen)
+                    ids |= set(parts[part])
+                self.found.leaked[kind][name] = sorted(ids)
 
     # ------------------------------------------------------------ which rows there are
 
@@ -287,7 +304,10 @@ class _Work:
     def _score_row(self, row: _Row) -> None:
         key = f"{row.source}|{row.attack}|{row.targets[0] if row.own else '*'}"
         try:
-            home = np.concatenate([self.store.craft(c).home.numpy() for c in row.crafts])
+            crafted = [self.store.craft(c) for c in row.crafts]
+            home = np.concatenate([c.home.numpy() for c in crafted])
+            if row.source:
+                self.found.strength[key] = _strength(torch.cat([c.x for c in crafted]), self.split.x)
         except SetupError:
             raise
         except AccessError as error:
@@ -322,26 +342,14 @@ class _Work:
     # ------------------------------------------------------------ diagnose
 
     def diagnose(self) -> dict[str, list[Symptom]]:
-        """The signs that need a live model, on the target as it stands and through its relax."""
-        first = next(iter(self.study.white_box.values()))
-        whole = _whole_box(self.study.threat, self.split)
-        unbounded = replace(first, threat=whole, step_size=None) if isinstance(first, Iterated) else replace(first, threat=whole)  # type: ignore[type-var]
-        tests = (diagnostics.GradientPresent(), diagnostics.Unbounded(unbounded))
-        wanted: dict[str, list[tuple[str, bool, Diagnosis]]] = {}
-        for name, model in self.study.targets.items():
-            relaxed = model.relax()
-            views = [("as it stands", model)] + ([("relaxed", relaxed)] if relaxed != model else [])
-            wanted[name] = [(v, relaxed != model, Diagnosis(t, m, self.study.data, DIAGNOSED)) for v, m in views for t in tests]
-        every = [d for found in wanted.values() for _, _, d in found]
+        """The signs that need a live model, on each target as it stands and through its relax."""
+        wanted = {name: examination(self.study, name) for name in self.study.targets}
+        every = [t.diagnosis for tests in wanted.values() for t in tests]
         self._fill("diagnosing", {d: (d,) for d in every if not self.store.has("symptom", d.inputs())})
         symptoms: dict[str, list[Symptom]] = {}
-        for i, (name, found) in enumerate(wanted.items()):
+        for i, (name, tests) in enumerate(wanted.items()):
             self.progress("diagnosing", i, len(wanted))
-            symptoms[name] = []
-            for view, declared, diagnosis in found:
-                symptom = self._diagnosed(name, diagnosis)
-                effect = "note" if declared and view == "as it stands" else symptom.effect
-                symptoms[name].append(replace(symptom, name=f"{symptom.name}, {view}", effect=effect))
+            symptoms[name] = [found_by(t, self._diagnosed(name, t.diagnosis)) for t in tests]
         self.progress("diagnosing", len(wanted), len(wanted))
         return symptoms
 
@@ -372,6 +380,19 @@ def _needed(recipe: Any) -> list[Any]:
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
+
+
+def _strength(x_adv: Tensor, x: Tensor) -> dict[str, float]:
+    """How large the changes are: mean L2, largest Linf, and the share of pixels that the box stopped."""
+    delta = (x_adv - x).flatten(1)
+    changed = delta != 0
+    at_the_wall = changed & ((x_adv.flatten(1) == 0) | (x_adv.flatten(1) == 1))
+    share = float(at_the_wall.sum()) / max(int(changed.sum()), 1)
+    return {"l2": float(L2(0.0).size(delta).mean()), "linf": float(Linf(0.0).size(delta).max()), "saturated": share}
+
+
+def _digest(x: Tensor) -> bytes:
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).digest()
 
 
 def _complaint(model: Model, store: FileStore, few: Split, classes: int) -> str:
@@ -405,13 +426,6 @@ def _weights(live: Classifier) -> list[tuple[int, float]]:
     if not isinstance(live, nn.Module):
         return []
     return [(t._version, float(t.double().sum())) for t in (*live.parameters(), *live.buffers())]
-
-
-def _whole_box(threat: Threat, split: Split) -> Threat:
-    """The same norm with a budget that reaches every corner of the pixel box."""
-    d = split.x[0].numel()
-    largest = {"Linf": 1.0, "L2": d**0.5, "L1": float(d), "L0": float(d)}[threat.norm]
-    return replace(threat, eps=largest, targeted=False)  # type: ignore[type-var]
 
 
 def _provenance(precision: str) -> dict[str, str]:

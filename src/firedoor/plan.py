@@ -13,6 +13,7 @@ from torch import nn
 from firedoor import study as studies
 from firedoor.costs import trainable, work_in
 from firedoor.craft import Craft
+from firedoor.examination import S5_ROW, examination, passes_of
 from firedoor.protocols import Attack, Learned, Model
 from firedoor.store import FileStore
 from firedoor.study import Study
@@ -24,6 +25,8 @@ PROBE = 64  # examples in the probing batch
 
 def plan(study: Study, store: str, workers: int = 1) -> dict[str, Any]:
     """Rows of work with counts and seconds, the sum, and bytes of disk, for so many workers (0: one for each core).
+
+    audit: by target, passes of its tests over those of its own white-box row (APGD-100 with two losses on 512 examples), at most.
 
     Nothing is trained or crafted; one batch per network is timed, with one thread, as a worker has it.
     """
@@ -57,6 +60,7 @@ def _plan(study: Study, store: str) -> dict[str, Any]:
     cells = len(study.sources) * len(real) + (len(study.attacks) - len(real))
     asked = sum(study.draws if m.stochastic else 1 for m in study.targets.values())
     forward = probe.forward(study.targets[study.control]) * cells * asked * len(split)
+    rows.append(_diagnosing(study, place, probe))
     done = sum(r["to_do"] for r in rows) == 0
     rows.append(
         {"work": "score", "to_do": 0 if done else cells * len(study.targets), "cached": 0, "seconds": 0.0 if done else forward}
@@ -68,6 +72,7 @@ def _plan(study: Study, store: str) -> dict[str, Any]:
         "rows": rows,
         "seconds": sum(r["seconds"] for r in rows),
         "bytes": crafted * split.x[0].numel() * study.shard + weights,
+        "audit": {t: passes_of(examination(study, t), len(split)) / S5_ROW for t in study.targets},
         "note": "Rung S3 is run only for targets that the rungs below leave standing. A probe of one batch is no measurement.",
     }
 
@@ -127,6 +132,15 @@ def _crafting(work: str, pairs: list[tuple[Model, Attack]], study: Study, store:
         every += len(crafts)
         to_do += missing
     return {"work": work, "to_do": len(to_do), "cached": every - len(to_do), "seconds": seconds}
+
+
+def _diagnosing(study: Study, store: FileStore, probe: _Probe) -> dict[str, Any]:
+    """The tests of every target, by the passes that they take at most; a pass forward or backward is half a gradient."""
+    every = [t.diagnosis for name in study.targets for t in examination(study, name)]
+    missing = [d for d in every if not store.has("symptom", d.inputs())]
+    n = len(study.data.split("evaluation"))
+    seconds = sum(d.test.passes(min(n, d.n)) * probe.gradient(d.model) / 2 for d in missing)
+    return {"work": f"diagnose ({study.audit})", "to_do": len(missing), "cached": len(every) - len(missing), "seconds": seconds}
 
 
 def _own_sources(model: Model) -> list[Model]:

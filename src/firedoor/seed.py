@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["forked", "integers", "normal", "order", "own_streams", "philox", "streams", "subset", "uniform"]
+__all__ = ["forked", "integers", "normal", "normal_as_dropout", "order", "own_streams", "philox", "streams", "subset", "uniform"]
 
 MASK = 0xFFFFFFFF
 TURN = 0x1E3779B97F4A7C15  # odd, so that turns of an example never meet
@@ -98,6 +98,11 @@ def normal(like: Float[Tensor, "n *shape"], sigma: float = 1.0) -> Float[Tensor,
     return sigma * numbers[:, :size].reshape(like.shape)
 
 
+def normal_as_dropout(like: Float[Tensor, "n *shape"], sigma: float = 1.0) -> Float[Tensor, "n *shape"]:
+    """Gaussian numbers from torch's global generator, which `forked` sets: for noise that a layer adds while it trains."""
+    return sigma * torch.randn_like(like)
+
+
 def integers(like: Float[Tensor, "n *shape"], high: int) -> Int64[Tensor, " n"]:
     """One whole number of 0..high-1 per row of `like`, keyed as in `uniform`."""
     row = like.detach().reshape(len(like), -1)[:, :1]
@@ -106,7 +111,10 @@ def integers(like: Float[Tensor, "n *shape"], high: int) -> Int64[Tensor, " n"]:
 
 @contextmanager
 def forked(seed: int, purpose: str = "") -> Iterator[None]:
-    """Run with torch's global generator set from (seed, purpose), and put back what it was. For initial weights and dropout."""
+    """Run with torch's global generator set from (seed, purpose), and put back what it was.
+
+    For initial weights, dropout, and noise inside a network in training.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_key(f"{seed}/{purpose}")[0])  # its generator takes 32 bits and drops the rest
         yield

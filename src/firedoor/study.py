@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from firedoor import catalogue, spec, tiers
 from firedoor.attacks.iterated import Iterated
@@ -55,6 +55,7 @@ RELATIVE = (
     NO_SOURCE,
 )  # rows whose source is another model for every target
 
+Audit = Literal["quick", "full"]
 LARGEST_FILE = 1_000_000
 ONLY_IN_FILES = {"threat", "architecture", "fit", "models", "tier"}  # what a study file has beside the fields of a Study
 
@@ -68,6 +69,7 @@ class Study:
     may have trained or tuned on. `draws`: how often a random target is asked. `bar`: the loss that a target must stay under to hold.
     `precision`: in which examples are crafted, exact or fast (bfloat16); targets always answer exactly. `stolen`: how an
     attacker copies a target by its answers (S4); its own `target` only holds the place of each that the rungs below left standing.
+    `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST.
 
     Errors: SpecError where names clash or are unknown, or the attacks disagree about the threat.
     """
@@ -88,6 +90,7 @@ class Study:
     bar: float = 0.5
     precision: Precision = "exact"
     stolen: Model | None = None
+    audit: Audit = "quick"
 
     def __post_init__(self) -> None:
         for kind, table in (("source", self.sources), ("attack", self.attacks), ("target", self.targets)):
@@ -355,7 +358,7 @@ def from_table(table: Mapping[str, Any]) -> Study:
     }
     plain = {f.name: f.type for f in dataclasses.fields(Study)}
     hints: dict[str, Any] = {"control": str, "public": tuple[str, ...], "seen": tuple[str, ...], "name": str, "description": str}
-    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision}
+    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit}
     built = {k: spec.from_value(hints[k], v, k, {}, {}) for k, v in built.items() if k in plain}
     if "stolen" in table:
         control = table.get("control") or next(iter(table.get("targets", {})), None)

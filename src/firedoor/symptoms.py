@@ -12,7 +12,7 @@ from firedoor.intervals import LEAST_EFFECT, clopper_pearson, significant, wilso
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
 
-__all__ = ["bookkeeping_signs", "failed_at_home", "gradient_signs", "naive_attacks", "pairs_of"]
+__all__ = ["bookkeeping_signs", "failed_at_home", "gradient_signs", "naive_attacks", "own_rows", "pairs_of"]
 
 MARGIN = 0.1  # over the majority class
 SUSPECT = 0.005  # lower bound of the share that the white box missed
@@ -66,6 +66,11 @@ def _judge_home(matrix: Matrix, source: str, attack: str, target: str) -> tuple[
     return "", ""
 
 
+def own_rows(matrix: Matrix) -> list[str]:
+    """Rows that attack the target through its own defence: by its relax, and by the identity where that is another way."""
+    return [row for row in ("itself", "itself, identity") if row in matrix.sources]
+
+
 def naive_attacks(matrix: Matrix) -> list[str]:
     """The white-box attacks that follow the plain cross-entropy; all of them where a study has none such."""
     white = [a for a in matrix.meta["attacks"] if a["role"] == "white box"]
@@ -76,7 +81,7 @@ def gradient_signs(matrix: Matrix, target: str) -> list[Symptom]:
     """E3, E4 and the relaxation gap of one target, each against its naive gradient (a printed sign) and its best white box (a mask)."""
     white = [a for a in matrix.meta["attacks"] if a["role"] == "white box"]
     naive = [("itself, naive", name) for name in naive_attacks(matrix)]
-    rows = {"as it stands": naive, "at its best": [("itself", a["name"]) for a in white]}
+    rows = {"as it stands": naive, "at its best": [(row, a["name"]) for row in own_rows(matrix) for a in white]}
     relaxed = target in matrix.meta["relaxed"]
     transfer = [
         p for p in pairs_of(matrix, target, ("S0", "S1", "S2", "S3", "S4")) if failed_at_home(matrix, *p, target)[0] != "void"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from firedoor.protocols import Symptom
 from firedoor.stats import Estimate
 
-__all__ = ["VERDICTS", "Evidence", "judge", "state"]
+__all__ = ["NEEDED_FOR_ROBUST", "VERDICTS", "Evidence", "Step", "judge", "state", "steps"]
 
 VERDICTS = ("ROBUST", "TRANSFER-ONLY", "MASKED", "EXPOSED", "NOT MEASURED")
 
@@ -55,44 +55,106 @@ def state(loss: Estimate | None, bar: float) -> str:
     return "holds" if loss.high <= bar else "falls" if loss.low > bar else "open"
 
 
+@dataclass(frozen=True)
+class Step:
+    """One rule of the table: what it asks, what was found, and the verdict with its reasons where it is the first that fits."""
+
+    rule: int
+    asks: str
+    found: str
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
+
+
 def judge(evidence: Evidence, bar: float) -> tuple[str, list[str]]:
     """The verdict and its reasons, by the first rule that matches."""
-    t, u, n = state(evidence.transfer, bar), state(evidence.all, bar), state(evidence.naive, bar)
-    looks_strong = n == "holds" or evidence.gradient_dead
-    masks = [s for s in evidence.symptoms if s.effect == "mask" and s.status == "fail"]
-    void = [s for s in evidence.symptoms if s.effect == "void" and s.status == "fail"]
+    last = steps(evidence, bar)[-1]
+    return last.verdict, list(last.reasons)
+
+
+def steps(evidence: Evidence, bar: float) -> list[Step]:
+    """The rules in order, up to the first that fits: the chain from what was measured to the verdict."""
+    chain: list[Step] = []
+    for rule in (_rule_1, _rule_2, _rule_3, _rule_4, _rule_5, _rule_6, _rule_7):
+        chain.append(rule(evidence, bar))
+        if chain[-1].verdict:
+            break
+    return chain
+
+
+def _rule_1(e: Evidence, bar: float) -> Step:
+    asks = "is every cell void, or not run?"
+    void = [f"void: {s.id} {s.name}: {s.text}" for s in e.symptoms if s.effect == "void" and s.status == "fail"]
     if void:
-        return "NOT MEASURED", [f"void: {s.id} {s.name}: {s.text}" for s in void]
-    if t == "none" and u == "none":
-        return "NOT MEASURED", list(evidence.missing_reasons) or ["every cell is void or was not run"]
-    if u == "falls" and t != "holds" and looks_strong:
-        own = (
-            "its own gradients are missing"
-            if evidence.gradient_dead
-            else f"its own gradients admit a loss of {_show(evidence.naive)}"
-        )
-        witness = evidence.worst_transfer if _at_least(evidence.transfer, evidence.relaxed) else evidence.worst_own
-        together = f"all attacks together turn {_show(evidence.all)}"
-        return "MASKED", [f"{own}, but {witness}; {together}", *(s.text for s in masks)]
-    if t == "falls":
-        return "EXPOSED", [f"{evidence.worst_transfer}; all transferred examples together turn {_show(evidence.transfer)}"]
-    if u == "holds" and masks:
-        return "MASKED", [f"{s.id} {s.name}: {s.text}" for s in masks]
-    missing_transfer = _missing_transfer(evidence)
-    missing_own = _missing_own(evidence)
-    if u == "holds" and not missing_transfer and not missing_own:
-        return "ROBUST", [f"loses {_show(evidence.all)} at this eps to all these attacks together"]
-    if t == "holds" and not missing_transfer:
-        own = f"its own relaxed gradient turns {_show(evidence.relaxed)}" if evidence.relaxed else "white box: not measured"
-        return "TRANSFER-ONLY", [f"holds against these transferred examples (loses {_show(evidence.transfer)}); {own}"]
+        return Step(1, asks, "yes, all of them are void", "NOT MEASURED", tuple(void))
+    if state(e.transfer, bar) == state(e.all, bar) == "none":
+        return Step(1, asks, "yes", "NOT MEASURED", e.missing_reasons or ("every cell is void or was not run",))
+    return Step(1, asks, "no")
+
+
+def _rule_2(e: Evidence, bar: float) -> Step:
+    asks = (
+        "do all attacks together break it, the transferred ones not leave it standing, and its own gradient say that it is strong?"
+    )
+    u, t, n = state(e.all, bar), state(e.transfer, bar), state(e.naive, bar)
+    own = "its own gradients are missing" if e.gradient_dead else f"its own gradients admit a loss of {_show(e.naive)}"
+    found = f"all attacks: {u} at {_show(e.all)}; transfer: {t}; {own} ({n})"
+    if not (u == "falls" and t != "holds" and (n == "holds" or e.gradient_dead)):
+        return Step(2, asks, found)
+    witness = e.worst_transfer if _at_least(e.transfer, e.relaxed) else e.worst_own
+    reason = f"{own}, but {witness}; all attacks together turn {_show(e.all)}"
+    return Step(2, asks, found, "MASKED", (reason, *(s.text for s in _masks(e))))
+
+
+def _rule_3(e: Evidence, bar: float) -> Step:
+    asks = "do transferred examples break it?"
+    found = f"{state(e.transfer, bar)} at {_show(e.transfer)}"
+    if state(e.transfer, bar) != "falls":
+        return Step(3, asks, found)
+    reason = f"{e.worst_transfer}; all transferred examples together turn {_show(e.transfer)}"
+    return Step(3, asks, found, "EXPOSED", (reason,))
+
+
+def _rule_4(e: Evidence, bar: float) -> Step:
+    asks = "does it stand against everything, but with a sign of hidden gradients?"
+    found = f"all attacks: {state(e.all, bar)}; signs: {', '.join(s.id for s in _masks(e)) or 'none'}"
+    if state(e.all, bar) != "holds" or not _masks(e):
+        return Step(4, asks, found)
+    return Step(4, asks, found, "MASKED", tuple(f"{s.id} {s.name}: {s.text}" for s in _masks(e)))
+
+
+def _rule_5(e: Evidence, bar: float) -> Step:
+    asks = "does it stand against everything, with all evidence?"
+    missing = _missing_transfer(e) + _missing_own(e)
+    found = f"all attacks: {state(e.all, bar)}; missing: {', '.join(missing) or 'nothing'}"
+    if state(e.all, bar) != "holds" or missing:
+        return Step(5, asks, found)
+    return Step(5, asks, found, "ROBUST", (f"loses {_show(e.all)} at this eps to all these attacks together",))
+
+
+def _rule_6(e: Evidence, bar: float) -> Step:
+    asks = "does it stand against transferred examples, with all evidence for that?"
+    missing = _missing_transfer(e)
+    found = f"transfer: {state(e.transfer, bar)} at {_show(e.transfer)}; missing: {', '.join(missing) or 'nothing'}"
+    if state(e.transfer, bar) != "holds" or missing:
+        return Step(6, asks, found)
+    own = f"its own relaxed gradient turns {_show(e.relaxed)}" if e.relaxed else "white box: not measured"
+    reason = f"holds against these transferred examples (loses {_show(e.transfer)}); {own}"
+    return Step(6, asks, found, "TRANSFER-ONLY", (reason,))
+
+
+def _rule_7(e: Evidence, bar: float) -> Step:
     reasons = []
-    if t == "open":
-        reasons.append(
-            f"the loss to transfer, {_show(evidence.transfer)}, straddles the bar of {bar:.0%}: more examples would decide"
-        )
-    elif t == "holds":
-        reasons.append(f"holds so far (loses {_show(evidence.transfer)} to transfer), but good news needs the whole list")
-    return "NOT MEASURED", reasons + [f"missing: {m}" for m in missing_transfer]
+    if state(e.transfer, bar) == "open":
+        reasons.append(f"the loss to transfer, {_show(e.transfer)}, straddles the bar of {bar:.0%}: more examples would decide")
+    elif state(e.transfer, bar) == "holds":
+        reasons.append(f"holds so far (loses {_show(e.transfer)} to transfer), but good news needs the whole list")
+    reasons += [f"missing: {m}" for m in _missing_transfer(e)]
+    return Step(7, "otherwise", "nothing above fits", "NOT MEASURED", tuple(reasons))
+
+
+def _masks(e: Evidence) -> list[Symptom]:
+    return [s for s in e.symptoms if s.effect == "mask" and s.status == "fail"]
 
 
 def _missing_transfer(e: Evidence) -> list[str]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from firedoor import seed, spec
 from firedoor.craft import Craft
-from firedoor.defences.fit import Fit
+from firedoor.defences.fit import Fit, Watching
 from firedoor.defences.losses.clean import CrossEntropy
 from firedoor.defences.losses.distillation import Distillation
 from firedoor.defences.losses.ensemble_at import EnsembleAT
+from firedoor.defences.losses.fast import Fast
 from firedoor.defences.losses.guided_denoising import GuidedDenoising
 from firedoor.defences.losses.inner import craft_inner
 from firedoor.defences.losses.label_smoothing import LabelSmoothing
@@ -44,6 +45,16 @@ def a_batch(n: int = 12, epoch: int = 0) -> Batch:
     return Batch(SPLIT.x[:n], SPLIT.y[:n], SPLIT.ids[:n], epoch)
 
 
+@dataclass(frozen=True)
+class UniformNoise:
+    """Plain training on uniform points of the ball."""
+
+    threat: Linf
+
+    def start(self, store: Store, split: Split) -> Any:
+        return lambda module, batch: nn.functional.cross_entropy(module(self.threat.start(batch.x)), batch.y)
+
+
 REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "Mixed(alpha=1) = plain": (Mixed(ATTACK, alpha=1.0), CrossEntropy()),
     "Mixed(alpha=0) = Madry": (Mixed(ATTACK, alpha=0.0), Madry(ATTACK)),
@@ -55,6 +66,8 @@ REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "WeightPenalty(0, 0) = plain": (WeightPenalty(0.0, 0.0), CrossEntropy()),
     "LabelSmoothing(0) = plain": (LabelSmoothing(0.0), CrossEntropy()),
     "CrossEntropy at 1 = plain": (CrossEntropy(1.0), CrossEntropy()),
+    "Fast with eps 0 = plain": (Fast(Linf(0.0)), CrossEntropy()),
+    "Fast with a guard that sees nothing = Fast without": (Fast(Linf(8 / 255)), Fast(Linf(8 / 255), guard=False)),
     "EnsembleAT without sources = Mixed": (EnsembleAT((), ATTACK, DATA), Mixed(ATTACK)),
 }
 
@@ -69,9 +82,17 @@ def test_reduction(name: str) -> None:
         assert same(special, general), name
 
 
+def test_fast_without_a_step_trains_on_uniform_noise() -> None:
+    special, general = trained(Fast(Linf(16 / 255), step=0.0)), trained(UniformNoise(Linf(16 / 255)))
+    for k in general:  # our cross-entropy and torch's are equal up to rounding
+        torch.testing.assert_close(special[k], general[k], rtol=1e-3, atol=1e-4)
+    assert not same(special, trained(CrossEntropy()))
+
+
 def test_the_reductions_are_not_vacuous() -> None:
     plain = trained(CrossEntropy())
     others = [Madry(ATTACK), Mixed(ATTACK), TRADES(Linf(8 / 255)), PubDef(SOURCES, ATTACK, DATA), WeightPenalty(), LabelSmoothing()]
+    others.append(Fast(Linf(8 / 255)))
     for loss in others:
         assert not same(plain, trained(loss)), loss
 
@@ -157,6 +178,7 @@ def test_targeted_inner_attacks_are_refused() -> None:
         lambda: EnsembleAT((), targeted, DATA),
         lambda: PubDef((), targeted, DATA),
         lambda: TRADES(Linf(0.1, targeted=True)),
+        lambda: Fast(Linf(0.1, targeted=True)),
         lambda: GuidedDenoising(Fixed(DATA), SOURCES, targeted, DATA),
     ):
         with pytest.raises(SpecError, match="untargeted, got targeted=True"):
@@ -336,6 +358,168 @@ def test_trades_is_cross_entropy_plus_beta_kl_at_a_point_inside_the_threat() -> 
         noise = (SPLIT.x[:12] + 8 / 255 * seed.normal(SPLIT.x[:12]).sign()).clamp(0, 1)
     by_noise = (p * (p / module(noise).softmax(1)).log()).sum(1).mean()
     assert divergence.mean() > 2 * by_noise
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_fast_trains_on_one_step_from_a_uniform_point(mode: Any) -> None:
+    eps, step, twelve = 16 / 255, 1.25, SPLIT.ids[:12]
+    with seed.streams(0, twelve):
+        value = Fast(Linf(eps), step=step, inner_mode=mode).start(DictStore(), SPLIT)(net(DATA).train(), a_batch())
+    x, y = SPLIT.x[:12], SPLIT.y[:12]
+    with seed.streams(0, twelve):
+        u = (x + seed.uniform(x, -eps, eps)).clamp(0, 1).requires_grad_(True)
+    twin = net(DATA).train(mode == "train")
+    nn.functional.cross_entropy(twin(u), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    moved = u.detach() + step * eps * u.grad.sign()  # type: ignore[union-attr]
+    by_hand = torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0, 1)
+    inside = (by_hand - x).abs() < eps - 1e-6
+    assert 0.05 < float(inside.float().mean()) < 0.95, "a step of 1.25 ends on the wall for most pixels and not for all"
+    torch.testing.assert_close(value, nn.functional.cross_entropy(net(DATA).train()(by_hand), y))
+
+
+# ------------------------------------------------------------------ the guard of Fast
+
+
+def state(module: nn.Module) -> list[Tensor]:
+    """Weights and buffers, those that are not saved included."""
+    return [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(i, j) for i, j in zip(a, b, strict=True))
+
+
+def learned(unsaved: bool = False) -> nn.Module:
+    module = net(DATA, 0.2)
+    Fit(epochs=8, batch_size=16, lr=0.05).train(module, SPLIT, DictStore(), 0)
+    if unsaved:
+        module.register_buffer("count", torch.zeros(3), persistent=False)
+    return module.train().requires_grad_(True)
+
+
+def watching(split: Split = SPLIT) -> Watching:
+    live = Fast(Linf(8 / 255)).start(DictStore(), split)
+    assert isinstance(live, Watching)
+    return live
+
+
+def test_the_guard_puts_back_the_weights_and_buffers_of_the_best_epoch() -> None:
+    module, guard = learned(unsaved=True), watching()
+    assert not guard.epoch_end(module, 0)
+    best = state(module)
+    with torch.no_grad():
+        module.body[5].weight.mul_(1.01)  # type: ignore[index,union-attr,operator]
+    assert not guard.epoch_end(module, 1), "no worse: training goes on, with the weights as they are"
+    assert not equal(state(module), best)
+    with torch.no_grad():
+        for t in (*module.parameters(), *module.buffers()):
+            t.zero_()
+    modes = [m.training for m in module.modules()]
+    assert guard.epoch_end(module, 2), "a dead network was not noticed"
+    assert equal(state(module), best), "weights or buffers are not those of the best epoch"
+    assert [m.training for m in module.modules()] == modes
+
+
+def test_a_guard_without_anything_worth_keeping_never_stops() -> None:
+    """A constant answer is right on a third of three classes under any attack, and that is no robustness to go back to."""
+    module, guard = learned(), watching()
+    good = state(module)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    assert not guard.epoch_end(module, 0)
+    with torch.no_grad():
+        for now, before in zip((*module.parameters(), *module.buffers()), good, strict=True):
+            now.copy_(before)
+        module.body[7].weight.neg_()  # type: ignore[index,union-attr,operator]
+        module.body[7].bias.neg_()  # type: ignore[index,union-attr,operator]
+    wrong = state(module)
+    assert not guard.epoch_end(module, 1), "it was never better than a constant answer"
+    assert equal(state(module), wrong)
+
+
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_guard_whose_look_fails_leaves_the_network_as_it_was(at: int) -> None:
+    module, guard = learned(unsaved=True), watching()
+    assert not guard.epoch_end(module, 0)
+    before, modes, random = state(module), [m.training for m in module.modules()], torch.random.get_rng_state()
+    flags, calls = [p.requires_grad for p in module.parameters()], []
+
+    def fail(m: nn.Module, inputs: Any) -> None:
+        m.get_buffer("count").add_(1)  # a network that counts its calls
+        calls.append(0)
+        if len(calls) > at:
+            raise RuntimeError("the network broke")
+
+    hook = module.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="the network broke"):
+        guard.epoch_end(module, 1)
+    hook.remove()
+    assert len(calls) == at + 1
+    assert equal(state(module), before), "weights or buffers changed"
+    assert [m.training for m in module.modules()] == modes
+    assert [p.requires_grad for p in module.parameters()] == flags
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Fast with its guard, that gets the labels wrong from one epoch on: the network unlearns everything."""
+
+    epoch: int
+    seen: list[Any] = field(default_factory=list)
+
+    def start(self, store: Store, split: Split) -> Any:
+        inner, seen, at = watching(split), self.seen, self.epoch
+
+        class Live:
+            def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+                return inner(module, batch._replace(y=(batch.y + 1) % 3) if batch.epoch >= at else batch)
+
+            def epoch_end(self, module: nn.Module, epoch: int) -> bool:
+                done = inner.epoch_end(module, epoch)
+                seen.append(done)
+                return done
+
+        return Live()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"average_from": 0.9}, {"schedule": "cosine-cycles", "cycles": 3}, {"average_from": 0.25}],
+    ids=["plain", "average to come", "cycles", "average begun"],
+)
+def test_a_collapse_ends_the_training_with_the_best_weights(more: dict[str, Any]) -> None:
+    loss, after, module = Collapse(4), [], net(DATA)
+    fit = Fit(loss=loss, epochs=12, batch_size=16, lr=0.05, **more)
+    training = fit.train(module, SPLIT, DictStore(), 0, on_epoch=lambda done, epochs: after.append(weights(module)))
+    assert loss.seen[-1], "the guard did not stop it"
+    assert not any(loss.seen[:-1])
+    assert 5 <= len(loss.seen) < 12, loss.seen
+    assert len(after) == len(loss.seen) - 1, "an epoch that was undone is not reported as done"
+    assert len(training.members) == more.get("cycles", 1)
+    assert same(training.members[-1], weights(module))
+    if more.get("average_from") != 0.25:
+        assert any(same(weights(module), w) for w in after[:5]), "these are the weights of no epoch"
+    assert (module(SPLIT.x).argmax(1) == SPLIT.y).float().mean() > 0.9
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    per_epoch = 2 + 5  # two of training, five of the guard, which here looks at all sixty examples
+    assert training.passes == pytest.approx(per_epoch * len(loss.seen) / 12), "passes times epochs is what was spent"
+
+
+def test_fast_costs_two_passes_and_its_guard_five_of_what_it_looks_at() -> None:
+    large = Toy(n=300)
+    for data, guard, passes in ((DATA, False, 2), (DATA, True, 7), (large, True, 2 + 5 * 256 / 300)):
+        loss = Fast(Linf(8 / 255), guard=guard)
+        training = Fit(loss=loss, epochs=2, batch_size=20, lr=0.01).train(net(data), data.split("target"), DictStore(), 0)
+        assert training.passes == pytest.approx(passes)
+
+
+@pytest.mark.parametrize("fields", [{"step": -1.0}, {"step": float("nan")}, {"inner_mode": "test"}])
+def test_wrong_fields_of_fast_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"Fast: (step|inner_mode) must be .*, got"):
+        Fast(Linf(0.1), **fields)
 
 
 def test_guided_denoising_compares_what_the_victim_sees() -> None:

@@ -18,14 +18,21 @@ from firedoor import catalogue, seed
 from firedoor.architectures.unet import UNet
 from firedoor.defences.fit import Fit
 from firedoor.defences.losses.guided_denoising import GuidedDenoising
+from firedoor.defences.wrappers.bilateral import Bilateral
 from firedoor.defences.wrappers.bit_depth import BitDepth
+from firedoor.defences.wrappers.crops import Crops
 from firedoor.defences.wrappers.denoiser import Denoiser
 from firedoor.defences.wrappers.gaussian import Gaussian
 from firedoor.defences.wrappers.jpeg import JPEG
 from firedoor.defences.wrappers.median import Median
 from firedoor.defences.wrappers.noise import Noise
+from firedoor.defences.wrappers.non_local_means import NonLocalMeans
 from firedoor.defences.wrappers.random_member import RandomMember
 from firedoor.defences.wrappers.resize_pad import ResizePad
+from firedoor.defences.wrappers.smoothing import Smoothing
+from firedoor.defences.wrappers.squeezing import Squeezing
+from firedoor.defences.wrappers.total_variation import TotalVariation
+from firedoor.defences.wrappers.vote import Vote
 from firedoor.errors import DataError, ModelRefused, SpecError
 from firedoor.protocols import Access, Classifier, Model, Store
 
@@ -68,20 +75,46 @@ def model() -> nn.Module:
     return pair.eval()
 
 
+class VoteOnNoise:
+    """A vote needs a random model to vote on."""
+
+    stochastic = True
+
+    def wrap(self, model: Classifier, store: Store) -> Classifier:
+        return Vote(5).wrap(Noise(0.3).wrap(model, store), store)
+
+    def relax(self, model: Classifier, store: Store) -> Classifier:
+        return Vote(5).relax(Noise(0.3).relax(model, store), store)
+
+
 WRAPPERS: dict[str, Any] = {
     "JPEG": JPEG(),
     "BitDepth": BitDepth(3),
     "Median": Median(),
     "Gaussian": Gaussian(),
+    "Bilateral": Bilateral(),
+    "NonLocalMeans": NonLocalMeans(strength=16.0),
+    "TotalVariation": TotalVariation(steps=40, n=10),
+    "Crops": Crops(),
+    "Squeezing": Squeezing(0.5),
     "Denoiser": Denoiser(Cleaner()),
     "Noise": Noise(),
     "ResizePad": ResizePad(),
     "RandomMember": RandomMember(),
+    "Smoothing": Smoothing(0.1),
+    "Vote": VoteOnNoise(),
 }
 NO_CHANGE: dict[str, Any] = {
     "BitDepth(8)": BitDepth(8),
     "Median(1)": Median(1),
     "Gaussian(0)": Gaussian(0.0),
+    "Bilateral without colour": Bilateral(sigma_colour=0.0),
+    "Bilateral without space": Bilateral(sigma_space=0.0),
+    "Bilateral(1)": Bilateral(1),
+    "NonLocalMeans(strength=0)": NonLocalMeans(strength=0.0),
+    "NonLocalMeans(1)": NonLocalMeans(1),
+    "TotalVariation without weight": TotalVariation(weight=0.0, keep=1.0),
+    "Crops(1)": Crops(1.0),
     "Noise(0)": Noise(0.0),
     "ResizePad without a range": ResizePad(1.0, 1.0),
 }
@@ -123,18 +156,20 @@ def test_relax_agrees_with_wrap_and_has_a_gradient_for_every_image(name: str, mo
     wrapper, store = WRAPPERS[name], DictStore()
     before = weights(model)
     wrapped, relaxed = wrapper.wrap(model, store), wrapper.relax(model, store)
-    votes = torch.zeros(len(TEST), 3)
+    votes = torch.zeros(())
     for draw in range(21 if wrapper.stochastic else 1):
         with seed.streams(0, TEST.ids, draw=draw):
             hard = wrapped(TEST.x)
-        votes += nn.functional.one_hot(hard.argmax(1), 3)
+        votes = votes + nn.functional.one_hot(hard.argmax(1), hard.shape[1])
     with seed.streams(1, TEST.ids):
         soft = relaxed(TEST.x)
         slope = gradient(relaxed, TEST.x, TEST.y)
     assert bool(torch.isfinite(slope).all())
     assert int((slope.flatten(1).abs().amax(1) > 0).sum()) == len(TEST), "an image without gradient"
     assert (votes.argmax(1) == soft.argmax(1)).float().mean() >= 0.9
-    if not wrapper.stochastic:
+    if getattr(wrapper, "abstains", False):
+        assert hard.shape == soft.shape == (len(TEST), 4), "one more label, for an answer that is not given"
+    elif not wrapper.stochastic:
         assert torch.equal(hard, soft), "the forward pass of relax must be exact"
     assert same(before, weights(model))
     assert not wrapped.training
@@ -142,7 +177,19 @@ def test_relax_agrees_with_wrap_and_has_a_gradient_for_every_image(name: str, mo
     assert any(m is model or m is getattr(model, "members", None) for m in wrapped.modules()), "the guard must see the model inside"
 
 
-@pytest.mark.parametrize(("name", "masked"), [("JPEG", True), ("BitDepth", True), ("Median", False), ("Gaussian", False)])
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        ("JPEG", True),
+        ("BitDepth", True),
+        ("TotalVariation", True),
+        ("Median", False),
+        ("Gaussian", False),
+        ("Bilateral", False),
+        ("NonLocalMeans", False),
+        ("Crops", False),
+    ],
+)
 def test_the_naive_gradient_is_dead_exactly_where_it_should_be(name: str, masked: bool, model: nn.Module) -> None:
     slope = gradient(WRAPPERS[name].wrap(model), TEST.x, TEST.y)
     assert bool((slope == 0).all()) == masked
@@ -151,6 +198,8 @@ def test_the_naive_gradient_is_dead_exactly_where_it_should_be(name: str, masked
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_stochastic_is_true_iff_two_draws_differ(name: str, model: nn.Module) -> None:
     wrapper = WRAPPERS[name]
+    if name == "Vote":  # of something that draws
+        model = Noise(0.3).wrap(model)  # type: ignore[assignment]
     wrapped = wrapper.wrap(model, DictStore())
     outputs = []
     for draw in (0, 0, 1):
@@ -177,7 +226,14 @@ def test_an_answer_does_not_depend_on_the_batch(name: str, relaxed: bool, model:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 23)])
-@pytest.mark.parametrize("wrapper", [JPEG(), BitDepth(4), Median(), Median(2), Gaussian(1.0), Noise(), ResizePad()], ids=repr)
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *(JPEG(), BitDepth(4), Median(), Median(2), Gaussian(1.0), Noise(), ResizePad()),
+        *(Bilateral(), NonLocalMeans(strength=64.0), TotalVariation()),
+    ],
+    ids=repr,
+)
 def test_images_of_any_size_keep_it(shape: tuple[int, ...], wrapper: Any) -> None:
     with seed.streams(0, list("abcdefgh")):
         x = (255 * seed.uniform(torch.zeros(8, *shape), 0, 1)).round() / 255

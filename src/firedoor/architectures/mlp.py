@@ -10,13 +10,14 @@ from torch import nn
 from firedoor.architectures.activations import Activation, activate, check_activation
 from firedoor.architectures.normalise import Normalise
 from firedoor.architectures.requirements import check_dropout, check_sizes
+from firedoor.errors import SpecError
 
 __all__ = ["MLP"]
 
 
 @dataclass(frozen=True)
 class MLP:
-    """Fully connected layers: `depth` hidden ones of `width` units.
+    """Fully connected layers: `depth` hidden ones of `width` units; with none, a linear model.
 
     Any input shape, flat or image. Errors: SpecError for a field out of range.
 
@@ -30,7 +31,9 @@ class MLP:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes("MLP", {"width": self.width, "depth": self.depth})
+        check_sizes("MLP", {"width": self.width})
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 0:
+            raise SpecError(f"MLP: depth must be a whole number, 0 or more, got {self.depth!r}. Use 0 for a linear model.")
         check_activation("MLP", self.activation)
         check_dropout("MLP", self.dropout)
 

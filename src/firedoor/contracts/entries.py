@@ -11,8 +11,10 @@ from typing import Any
 from firedoor import catalogue
 from firedoor.attacks.iterated import Iterated
 from firedoor.attacks.named.gradient import FGSM
+from firedoor.attacks.objectives.undetected import Undetected
 from firedoor.attacks.square import Square
 from firedoor.contracts import victims
+from firedoor.contracts.detector_source import OnDetector
 from firedoor.contracts.own_source import Given, Live, WithSource
 from firedoor.contracts.subject import Maker, Subject
 from firedoor.errors import SpecError
@@ -82,7 +84,8 @@ def looped_maker(recipe: Callable[..., Any], place: str) -> Maker:
         own = set(inspect.signature(recipe).parameters)
         fields: dict[str, Any] = {"steps": SMALL["steps"], place: (inner,) if place == "parts" else inner}
         fields |= {k: v for k, v in changes.items() if k == "steps" or (k in ("restarts", "keep") and k not in own)}
-        return Iterated(threat, **fields)
+        attack = Iterated(threat, **fields)
+        return OnDetector(attack) if isinstance(inner, Undetected) else attack
 
     return make
 

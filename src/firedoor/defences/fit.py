@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from firedoor.defences.losses.clean import CrossEntropy
 from firedoor.errors import DataError, ModelRefused, SpecError
 from firedoor.protocols import Batch, BatchLoss, Split, Store
 
-__all__ = ["Fit", "Training"]
+__all__ = ["Fit", "Training", "Watching"]
 
 WARM_UP = 0.25  # share of a one-cycle schedule in which lr rises
 
@@ -31,12 +31,20 @@ class Training:
     """What a training gave.
 
     members: state dicts, one per cosine cycle, else the final one alone; passes: forward+backward passes per training example and
-    epoch, inner attacks included, so 1.0 for plain training; seconds: wall time.
+    epoch of the recipe, inner attacks included, so 1.0 for plain training, and less where training stopped early; seconds: wall time.
     """
 
     members: list[dict[str, Tensor]]
     passes: float
     seconds: float
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A live loss that looks at the network after each epoch, in training mode, and may put earlier weights back."""
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor: ...
+    def epoch_end(self, module: nn.Module, epoch: int) -> bool: ...  # True ends the training with the weights as they now are
 
 
 @dataclass(frozen=True)
@@ -122,13 +130,13 @@ class Fit:
             with torch.enable_grad(), seeds.forked(seed, "fit"):
                 loss = self.loss.start(store, split)
                 forwarded[0] = 0
-                members, seen = self._epochs(module, split, loss, seed, on_epoch)
+                members, planned = self._epochs(module, split, loss, seed, on_epoch)
         finally:
             hook.remove()
             module.zero_grad(set_to_none=True)
             module.requires_grad_(False)
             module.eval()
-        return Training(members, forwarded[0] / seen, time.perf_counter() - began)
+        return Training(members, forwarded[0] / planned, time.perf_counter() - began)
 
     def _epochs(
         self,
@@ -141,7 +149,7 @@ class Fit:
         optimiser = self._optimiser(module)
         n = len(split)
         starts = [i for i in range(0, n, self.batch_size) if n - i > 1]  # one example has no batch statistics
-        total, step, seen = self.epochs * len(starts), 0, 0
+        total, planned, step = self.epochs * len(starts), self.epochs * sum(min(self.batch_size, n - i) for i in starts), 0
         members: list[dict[str, Tensor]] = []
         average = _Average()
         for epoch in range(self.epochs):
@@ -167,17 +175,19 @@ class Fit:
                 if self.clip_gradient is not None:
                     nn.utils.clip_grad_norm_(module.parameters(), self.clip_gradient)
                 optimiser.step()
-                step, seen = step + 1, seen + len(ids)
+                step += 1
+            if isinstance(loss, Watching) and loss.epoch_end(module, epoch):
+                break
             if self.average_from is not None and epoch + 1 >= self.average_from * self.epochs:
                 average.add(module)
             if self.schedule == "cosine-cycles" and (epoch + 1) % (self.epochs // self.cycles) == 0:
                 members.append(_state(module))
             if on_epoch is not None:
                 on_epoch(epoch + 1, self.epochs)
-        if self.average_from is not None:
+        if average.count:
             module.load_state_dict(average.state())
             members.clear()
-        return members or [_state(module)], seen
+        return members + [_state(module)] * (self.cycles - len(members)), planned
 
     def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
         if self.optimiser == "adamw":

@@ -1,4 +1,4 @@
-"""A network that the study trains itself, perhaps with a specimen of false security built in."""
+"""A network that the study trains itself, perhaps random, perhaps with a specimen of false security built in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from firedoor import device, seed
+from firedoor.errors import SpecError
+from firedoor.expectation import Expectation
 from firedoor.protocols import Access, Architecture, Dataset, Fit, Model, Specimen, Store
 from firedoor.spec import to_dict
 
-__all__ = ["RelaxedSpecimen", "Trained"]
+__all__ = ["Expected", "RelaxedSpecimen", "Trained"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,11 @@ class Trained:
     specimen: Specimen | None = None
 
     access: ClassVar[Access] = Access.GRADIENTS
-    stochastic: ClassVar[bool] = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the network, or the specimen in it, draws at each query."""
+        return _draws(self.architecture) or _draws(self.specimen)
 
     def load(self, store: Store) -> nn.Module:
         """The live network: eval mode, parameters frozen; trained now if the store does not have it."""
@@ -39,8 +45,11 @@ class Trained:
         return device.placed(module).eval().requires_grad_(False)
 
     def relax(self) -> Model:
-        """Itself; a specimen's own recovered gradient where one is built in."""
-        return self if self.specimen is None else RelaxedSpecimen(self)
+        """Itself; a specimen's own recovered gradient where it hides one, and the expectation over draws of a random network."""
+        if self.specimen is None or getattr(self.specimen, "honest", False):
+            return Expected(self) if self.stochastic else self
+        relaxed = RelaxedSpecimen(self)
+        return Expected(relaxed) if _draws(self.architecture) and not _draws(self.specimen) else relaxed
 
     def inputs(self) -> dict[str, object]:
         """All that the weights depend on."""
@@ -69,7 +78,11 @@ class RelaxedSpecimen:
     model: Trained
 
     access: ClassVar[Access] = Access.GRADIENTS
-    stochastic: ClassVar[bool] = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws at each query: a random specimen relaxes to a mean over draws, which are drawn afresh too."""
+        return self.model.stochastic
 
     def load(self, store: Store) -> nn.Module:
         """The relaxed network over the same weights."""
@@ -82,3 +95,37 @@ class RelaxedSpecimen:
     def relax(self) -> Model:
         """Itself."""
         return self
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an adaptive attacker differentiates instead of a random network: the log of its mean probability over `n` draws.
+
+    Family: none. Reference: Athalye et al. 2018, sec. 4, arXiv:1802.00420.
+    """
+
+    model: Model
+    n: int = 20
+
+    access: ClassVar[Access] = Access.GRADIENTS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+            raise SpecError(f"Expected: n must be a whole number of 1 or more, got {self.n!r}. Try 20.")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the model is: a mean over finitely many draws is random too."""
+        return self.model.stochastic
+
+    def load(self, store: Store) -> nn.Module:
+        """The mean over draws of the same network."""
+        return Expectation(self.model.load(store), self.n)
+
+    def relax(self) -> Model:
+        """Itself."""
+        return self
+
+
+def _draws(part: object) -> bool:
+    return bool(getattr(part, "stochastic", False))

@@ -93,11 +93,13 @@ class RelaxedByIdentity:
 
 def second_view(model: Model) -> Model | None:
     """The model with another way around its outermost wrapper; None where there is one way only."""
-    wrapper = getattr(model, "wrapper", None)
-    return RelaxedByIdentity(model.model, wrapper) if isinstance(model, Wrapped) and isinstance(wrapper, SecondView) else None
+    if not isinstance(model, Wrapped) or not isinstance(model.wrapper, SecondView):
+        return None
+    return RelaxedByIdentity(model.model, model.wrapper)
 
 
 def abstains(model: Model) -> bool:
     """Whether the model has one answer more than there are classes: none of them."""
     inner = getattr(model, "model", None)
-    return bool(getattr(getattr(model, "wrapper", None), "abstains", False)) or (inner is not None and abstains(inner))
+    own = any(getattr(part, "abstains", False) for part in (model, getattr(model, "wrapper", None)))
+    return own or (inner is not None and abstains(inner))

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from firedoor.defences.straight_through import value_of
+from firedoor.defences.wrappers.differentiable_jpeg import decoded
 from firedoor.defences.wrappers.transformed import Transformed, needs_images, straight_through
 from firedoor.errors import DataError, SpecError
 from firedoor.protocols import Classifier, Store
@@ -22,8 +24,8 @@ __all__ = ["JPEG"]
 class JPEG:
     """Encode and decode with the codec of Pillow; the model sees 8-bit grey (1 channel) or RGB (3 channels).
 
-    wrap has no gradient. relax keeps the codec in the forward pass and goes back through the identity, which broke this defence
-    entirely (Athalye et al. 2018, arXiv:1802.00420).
+    wrap has no gradient. relax keeps the codec in the forward pass and goes back through a differentiable one. relax_by_identity
+    goes back through the identity, which broke this defence entirely (Athalye et al. 2018, arXiv:1802.00420).
 
     Family: input transformation. Year: 2018.
     Reference: Guo et al. 2018, arXiv:1711.00117.
@@ -44,6 +46,13 @@ class JPEG:
         return Transformed(model, self._codec)
 
     def relax(self, model: Classifier, store: Store | None = None) -> Classifier:
+        def through(x: Tensor) -> Tensor:
+            return value_of(self._codec(x), gradient_of=decoded(x, self.quality, self.subsampling))
+
+        return Transformed(model, through)
+
+    def relax_by_identity(self, model: Classifier, store: Store | None = None) -> Classifier:
+        """The exact codec, and back through the identity."""
         return Transformed(model, straight_through(self._codec))
 
     def _codec(self, x: Tensor) -> Tensor:

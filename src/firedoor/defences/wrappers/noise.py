@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from firedoor import seed
-from firedoor.defences.wrappers.expectation import Expectation
 from firedoor.defences.wrappers.transformed import Transformed
 from firedoor.errors import SpecError
+from firedoor.expectation import Expectation
 from firedoor.protocols import Classifier, Store
 
 __all__ = ["Noise"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from firedoor import seed
-from firedoor.defences.wrappers.expectation import Expectation
 from firedoor.defences.wrappers.transformed import Transformed, needs_images
 from firedoor.errors import SpecError
+from firedoor.expectation import Expectation
 from firedoor.protocols import Classifier, Store
 
 __all__ = ["ResizePad"]

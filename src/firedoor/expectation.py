@@ -21,5 +21,6 @@ class Expectation(nn.Module):
         self.n = n
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, *shape) to log-probabilities (n, k)."""
         logits = self.model(x.repeat(self.n, *[1] * (x.dim() - 1)))
         return logits.log_softmax(1).view(self.n, len(x), -1).logsumexp(0) - math.log(self.n)

@@ -1,0 +1,179 @@
+"""Which live tests a target goes through, quick or full, and with which attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from firedoor import catalogue, diagnostics, spec
+from firedoor.attacks.named.gradient import FGSM, PGD
+from firedoor.attacks.square import Square
+from firedoor.cells import Diagnosis
+from firedoor.models.wrapped import abstains
+from firedoor.protocols import Access, Attack, Diagnostic, Model, Symptom
+from firedoor.study import Study
+from firedoor.threat import Threat
+
+__all__ = ["S5_ROW", "Test", "examination", "found_by", "passes_of"]
+
+S5_ROW = 2 * 2 * 100 * 512  # passes of APGD-100 with cross-entropy and with the margin loss on 512 examples
+FEW, SOME, MANY, MOST = 32, 64, 100, 256  # examples that a test looks at
+QUERIES = 500
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of one view of a target. note: what it finds is printed, and has no effect, since the other view is the one that counts."""
+
+    view: str
+    diagnosis: Diagnosis
+    note: bool = False
+
+
+def examination(of: Study, name: str) -> list[Test]:
+    """The tests of one target, in the order in which they are told: preflight, attack health, active, transfer.
+
+    The target as it stands goes through all that needs no gradient. What asks for gradients is run on its relaxed view; where that is
+    another model, the signs of the naive view are notes.
+    """
+    model = of.targets[name]
+    relaxed = model.relax()
+    hidden = relaxed != model
+    found = [Test("as it stands", d) for d in _diagnoses(of, model, _preflight(of, model))]
+    if hidden:
+        found += [Test("as it stands", d, note=True) for d in _diagnoses(of, model, _naive(of))]
+        found += [Test("relaxed", d) for d in _diagnoses(of, relaxed, _gradient(of, declared=True))]
+    else:
+        found += [Test("as it stands", d) for d in _diagnoses(of, model, _gradient(of, declared=False))]
+    found += [Test("relaxed" if hidden else "as it stands", d) for d in _diagnoses(of, relaxed, _health(of, relaxed))]
+    return found
+
+
+def found_by(test: Test, symptom: Symptom) -> Symptom:
+    """The symptom under the name of the view that it was found in."""
+    return replace(symptom, name=f"{symptom.name}, {test.view}", effect="note" if test.note else symptom.effect)
+
+
+def passes_of(tests: list[Test], n: int) -> int:
+    """Passes of one image through a target that its tests take, at most, on n evaluation images."""
+    return sum(t.diagnosis.test.passes(min(n, t.diagnosis.n)) for t in tests)
+
+
+def _diagnoses(of: Study, model: Model, tests: Iterator[tuple[Diagnostic, int]]) -> list[Diagnosis]:
+    return [Diagnosis(test, model, of.data, n) for test, n in tests]
+
+
+def _preflight(of: Study, model: Model) -> Iterator[tuple[Diagnostic, int]]:
+    classes = len(of.data.classes)
+    yield diagnostics.EvalMode(), FEW
+    yield diagnostics.Randomised(declared=model.stochastic), SOME
+    if not model.stochastic:
+        yield diagnostics.BatchInvariance(), SOME
+    yield diagnostics.Probabilities(), SOME
+    yield diagnostics.OptimisationInForward(), FEW
+    yield diagnostics.ClassCount(needed=2), FEW
+    if not model.stochastic:  # noise drowns a picture of low contrast, so more contrast would look like the right range
+        yield diagnostics.InputContract(), MOST
+    yield diagnostics.Abstains(classes=classes, abstains=abstains(model)), SOME
+    yield diagnostics.Finite(_pgd(of), points=8), SOME
+
+
+def _naive(of: Study) -> Iterator[tuple[Diagnostic, int]]:
+    """What a specimen must show: signs of the gradient as it stands."""
+    yield from _gradient(of, declared=False)
+    yield diagnostics.UnstableLoss(), FEW
+    yield diagnostics.Unbounded(_unbounded(of)), MANY
+    yield diagnostics.OneStepBeatsMany(FGSM(_untargeted(of)), _pgd(of)), MANY
+
+
+def _gradient(of: Study, declared: bool) -> Iterator[tuple[Diagnostic, int]]:
+    """A7 to A9. A relaxed backward pass is not the derivative of its forward pass, and says so: A8 and A9 look at honest ones only."""
+    yield diagnostics.GradientPresent(), MANY
+    if not declared:
+        yield diagnostics.GradientRight(), FEW
+        yield diagnostics.QuantisedInput(), SOME
+
+
+def _health(of: Study, relaxed: Model) -> Iterator[tuple[Diagnostic, int]]:
+    own = _own(of)
+    pgd, fgsm = _pgd(of), FGSM(_untargeted(of))
+    some = FEW if relaxed.stochastic else MANY
+    yield diagnostics.Rounding(pgd), some
+    yield diagnostics.SilentSuccess(own[0]), some
+    yield diagnostics.Convergence(own[0], gain=0.05), some
+    yield diagnostics.Unbounded(_unbounded(of)), some
+    yield diagnostics.OneStepBeatsMany(fgsm, pgd), some
+    yield diagnostics.Doubling(own, tuple(_doubled(a) for a in own)), some
+    if of.threat.norm in ("Linf", "L2"):
+        yield diagnostics.GradientFree(Square(_untargeted(of), queries=QUERIES), own), some
+    if _trained_on_attacks(relaxed):
+        yield diagnostics.OneStepOverfit(fgsm, _longer(of)), MANY
+    yield diagnostics.NearCopy(pgd), some
+    if of.audit == "full":
+        yield diagnostics.UnstableLoss(), SOME
+        yield diagnostics.Monotone(tuple(_under(pgd, replace(of.threat, eps=of.threat.eps * k / 5)) for k in range(1, 6))), MANY  # type: ignore[type-var]
+        yield diagnostics.GreyImage(_under(pgd, _grey(of))), MANY
+        yield diagnostics.RandomSearch(own), MANY
+        if relaxed.stochastic:
+            yield (
+                diagnostics.LuckyDraw(PGD(_untargeted(of), steps=20)),
+                MANY,
+            )  # the last step: the best of noisy steps is lucky by choice
+        yield diagnostics.Active(own, inner=499), MOST
+
+
+def _own(of: Study) -> tuple[Attack, ...]:
+    """The white-box attacks by gradients that the study judges its targets with."""
+    if of.threat.targeted:
+        return (_pgd(of),)
+    found = tuple(a for a in of.white_box.values() if a.needs is Access.GRADIENTS and a.semantics.transfers)
+    return found[:2] or (_pgd(of),)
+
+
+def _trained_on_attacks(model: Model) -> bool:
+    """Whether some network in it was fitted to adversarial examples."""
+    losses = {e.name for e in catalogue.entries("losses") if "adversarial training" in e.family}
+    return any(type(r).__name__ in losses for r in spec.recipes_in(model))
+
+
+def _untargeted(of: Study) -> Threat:
+    return replace(of.threat, targeted=False)  # type: ignore[type-var]
+
+
+def _pgd(of: Study) -> Attack:
+    return PGD(_untargeted(of), steps=20, keep="best")
+
+
+def _longer(of: Study) -> Attack:
+    return PGD(_untargeted(of), steps=50, keep="best")
+
+
+def _doubled(attack: Attack) -> Attack:
+    """Twice the steps and twice the restarts, where it has them."""
+    has = {f.name for f in dataclasses.fields(attack)}  # type: ignore[arg-type]
+    more = ("steps", "restarts") if getattr(attack, "keep", "") == "best" or "keep" not in has else ("steps",)
+    return replace(attack, **{name: 2 * getattr(attack, name) for name in more if name in has})  # type: ignore[type-var]
+
+
+def _under(attack: Attack, threat: Threat) -> Attack:
+    return replace(attack, threat=threat)  # type: ignore[type-var]
+
+
+def _unbounded(of: Study) -> Attack:
+    """Twenty steps with the whole pixel box to move in."""
+    d = 1
+    for side in of.data.shape:
+        d *= side
+    largest: dict[str, Any] = {"Linf": 1.0, "L2": d**0.5, "L1": float(d), "L0": float(d)}
+    return _under(_pgd(of), replace(_untargeted(of), eps=largest[of.threat.norm]))  # type: ignore[type-var]
+
+
+def _grey(of: Study) -> Threat:
+    """A budget that reaches the grey image from everywhere."""
+    d = 1
+    for side in of.data.shape:
+        d *= side
+    halves: dict[str, Any] = {"Linf": 0.5, "L2": 0.5 * d**0.5, "L1": 0.5 * d, "L0": float(d)}
+    return replace(_untargeted(of), eps=halves[of.threat.norm])  # type: ignore[type-var]
