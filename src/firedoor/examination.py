@@ -92,7 +92,7 @@ def _gradient(of: Study, declared: bool) -> Iterator[tuple[Diagnostic, int]]:
     """A7 to A9. A relaxed backward pass is not the derivative of its forward pass, and says so: A8 and A9 look at honest ones only."""
     yield diagnostics.GradientPresent(), MANY
     if not declared:
-        yield diagnostics.GradientRight(), FEW
+        yield diagnostics.GradientRight(images=SOME), SOME
         yield diagnostics.QuantisedInput(), SOME
 
 
