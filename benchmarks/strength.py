@@ -212,12 +212,11 @@ def page(found: dict[int, dict[tuple[str, str], list[dict[str, Any]]]], recipes:
         "",
         f"## Better sources, ensembles and the rest, to cnn, L-inf {MAIN}/255",
         "",
-        "Source recipes are attacked by MI-FGSM, as is the plain source that each refines; the ensemble is "
+        f"Source recipes are attacked by MI-FGSM, as is the plain source that each refines; the ensemble is {', '.join(MEMBERS)}.",
         "Here, too, the order is not the published one. Below the plain source: "
         + ", ".join(r["source"] if r["attack"] == "MI_FGSM" else r["attack"] for r in recipes if r["lead"].high < 0)
         + ".",
         "Their papers use ImageNet networks of some fifty layers; a network of a few layers has little to skip or to average.",
-        +", ".join(MEMBERS) + ".",
         "",
         "| source | attack | transfer rate | lead | against | lead over sign noise |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -31,6 +31,7 @@ class Threat(Protocol):
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor: ...
     def steepest(self, gradient: Tensor) -> Tensor: ...
+    def step(self, x_adv: Tensor, x: Tensor, gradient: Tensor, step_size: float) -> Tensor: ...
     def start(self, x: Tensor) -> Tensor: ...
     def size(self, delta: Tensor) -> Tensor: ...
     def to_8bit(self, x_adv: Tensor, x: Tensor) -> Tensor: ...
@@ -52,6 +53,18 @@ class _Ball:
 
     def size(self, delta: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
         raise AssertionError("every norm defines its size")
+
+    def project(self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        raise AssertionError("every norm defines its projection")
+
+    def steepest(self, gradient: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        raise AssertionError("every norm defines its steepest direction")
+
+    def step(
+        self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], gradient: Float[Tensor, "n *shape"], step_size: float
+    ) -> Float[Tensor, "n *shape"]:
+        """One step of that size up the gradient from x_adv, back into the ball and the box."""
+        return self.project(x_adv + step_size * self.steepest(gradient), x)
 
     def check(self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> None:
         """Raise BudgetError if any row of x_adv is not finite, leaves the ball or leaves [0,1]."""
@@ -155,6 +168,7 @@ class L1(_Ball):
     """
 
     norm: ClassVar[str] = "L1"
+    version: ClassVar[int] = 2  # since steps see the box
 
     def project(self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """The nearest point of ball and box: delta = clip(shrink(d, m), -x, 1 - x) with the least m >= 0 that fits."""
@@ -167,6 +181,28 @@ class L1(_Ball):
         flat = gradient.flatten(1)
         where = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, where, flat.gather(1, where).sign()).view_as(gradient)
+
+    def step(
+        self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], gradient: Float[Tensor, "n *shape"], step_size: float
+    ) -> Float[Tensor, "n *shape"]:
+        """What gains most within `step_size` of x_adv and in the box: pixels are filled in turn, the steepest first.
+
+        What then lies beyond eps is taken from the pixels whose change gains least: steps of any size end at the optimum of a linear
+        function. Reference: Croce & Hein 2021 (steepest descent in ball and box), arXiv:2103.01208.
+        """
+        g, at = gradient.flatten(1), x_adv.flatten(1)
+        room = torch.where(g > 0, 1 - at, at) * (g != 0)
+        d = at + g.sign() * _in_turn(g.abs(), room, step_size) - x.flatten(1)
+        beyond = (d.abs().sum(1, keepdim=True) - self.eps).clamp_min(0)
+        d = d - d.sign() * _in_turn(-g * d.sign(), d.abs(), beyond)
+        return self.project(x + d.view_as(x), x)
+
+    def sparse(self, gradient: Float[Tensor, "n *shape"], count: Float[Tensor, " n"]) -> Float[Tensor, "n *shape"]:
+        """The direction of size 1 that moves the `count` steepest pixels of each example alike; fewer where fewer have a gradient."""
+        flat = gradient.flatten(1)
+        rank = flat.abs().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        moved = flat.sign() * (rank < count[:, None])
+        return (moved / moved.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
 
     def start(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """A point of the ball with exponentially distributed changes, cut with the box; keyed per example."""
@@ -192,20 +228,36 @@ class L0(_Ball):
     """
 
     norm: ClassVar[str] = "L0"
+    version: ClassVar[int] = 2  # since steps see the box
 
     def project(self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """The nearest point of ball and box: keep the pixels whose change saves most."""
         d = x_adv - x
         kept = x_adv.clamp(0, 1) - x
-        return (x + kept * self._largest(d.square() - (d - kept).square())).clamp(0, 1)
+        saved = d.square() - (d - kept).square()
+        return (x + kept * _best_places(saved, saved, int(self.eps))).clamp(0, 1)
 
     def steepest(self, gradient: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """The sign on the eps pixels with the largest gradients."""
-        return gradient.sign() * self._largest(gradient.abs())
+        return gradient.sign() * _best_places(gradient.abs(), gradient, int(self.eps))
+
+    def step(
+        self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], gradient: Float[Tensor, "n *shape"], step_size: float
+    ) -> Float[Tensor, "n *shape"]:
+        """What gains most by changing `step_size` pixels, rounded up: those go to the edge of the box.
+
+        Of more than eps changed pixels those are put back whose change gains least.
+        """
+        edge = torch.where(gradient == 0, x_adv, (gradient > 0).to(x.dtype))
+        gain = gradient * (edge - x_adv)
+        moved = torch.where(_best_places(gain, gain, math.ceil(step_size)) > 0, edge, x_adv)
+        kept = _best_places(gradient * (moved - x), moved - x, int(self.eps))
+        return torch.where(kept > 0, moved, x)
 
     def start(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """Random values on eps random pixels; keyed per example."""
-        place = self._largest(seed.uniform(x[:, :1].expand_as(x) if x.dim() == 4 else x, 0, 1))
+        place = seed.uniform(x[:, :1].expand_as(x) if x.dim() == 4 else x, 0, 1)
+        place = _best_places(place, place, int(self.eps))
         return x + (seed.uniform(x, 0, 1) - x) * place
 
     def size(self, delta: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
@@ -217,15 +269,6 @@ class L0(_Ball):
         self.check(x_adv, x)
         levels(x)
         return (255 * x_adv).round().clamp(0, 255).to(torch.uint8)
-
-    def _largest(self, worth: Tensor) -> Tensor:
-        place = _pixels(worth)
-        count = min(int(self.eps), place.shape[1])
-        mask = torch.zeros_like(place)
-        if count:
-            mask.scatter_(1, place.topk(count, dim=1).indices, 1.0)
-        mask = mask * (place > 0)
-        return mask.view(len(worth), 1, *worth.shape[2:]).expand_as(worth) if worth.dim() == 4 else mask.view_as(worth)
 
 
 def levels(x: Float[Tensor, "n *shape"]) -> Tensor:
@@ -245,6 +288,22 @@ def _rows(value: Tensor, like: Tensor) -> Tensor:
 
 def _pixels(worth: Tensor) -> Tensor:
     return worth.sum(1).flatten(1) if worth.dim() == 4 else worth.flatten(1)
+
+
+def _best_places(worth: Tensor, among: Tensor, count: int) -> Tensor:
+    """1 at the `count` pixels of largest worth, in all their channels; 0 elsewhere, and where `among` is 0."""
+    place = torch.where(_pixels(among.abs()) > 0, _pixels(worth), -math.inf)
+    best = place.topk(min(count, place.shape[1]), dim=1).indices
+    mask = torch.zeros_like(place).scatter(1, best, 1.0) * (place > -math.inf)
+    return mask.view(len(worth), 1, *worth.shape[2:]).expand_as(worth) if worth.dim() == 4 else mask.view_as(worth)
+
+
+def _in_turn(worth: Tensor, most: Tensor, total: Tensor | float) -> Tensor:
+    """(n, d): how `total` is handed out, the largest worth first, to each at most `most`."""
+    order = worth.argsort(dim=1, descending=True, stable=True)
+    each = most.gather(1, order)
+    left = (total - (each.cumsum(1) - each)).clamp_min(0)
+    return torch.zeros_like(most).scatter(1, order, torch.minimum(left, each))
 
 
 def _project_by_dual(

@@ -137,7 +137,7 @@ class Iterated:
                 gradient = part(gradient, Step(threat, step_size, self.steps, y))
             x_adv = threat.start(x) if self.random_start else x
             for _ in range(self.steps):
-                x_adv = threat.project(x_adv + step_size * threat.steepest(gradient(x_adv)), x)
+                x_adv = threat.step(x_adv, x, gradient(x_adv), step_size)
                 if self.keep == "best":
                     with torch.no_grad():
                         reached = loss(x_adv).to(x.dtype)
