@@ -280,6 +280,7 @@ def test_rungs_are_derived_from_what_the_recipes_are() -> None:
     assert plan.rung("twin", "other") == "S2", "a twin has the target's own network"
     relative = {
         "itself": "S5",
+        "itself, identity": "S5",
         "itself, naive": "naive",
         "same defence": "S3",
         "stolen": "S4",

@@ -29,7 +29,7 @@ from firedoor.files import write_atomically
 from firedoor.gallery import gallery_of
 from firedoor.gather import Found, gather
 from firedoor.matrix import Matrix
-from firedoor.models.wrapped import abstains, second_view
+from firedoor.models.wrapped import abstains, detects, second_view
 from firedoor.protocols import Classifier, Model, Split, Symptom
 from firedoor.store import FileStore
 from firedoor.study import IDENTITY, ITSELF, NAIVE, NO_SOURCE, SAME_DEFENCE, STOLEN, STRIPPED, Study
@@ -207,8 +207,11 @@ class _Work:
                 if source is None:
                     self.found.reasons[f"{row}|*|{target}"] = why_not
                     continue
-                found = [_Row(row, n, self.study.crafts(source, a), (target,), own=True) for n, a in self.study.white_box.items()]
-                rows.extend(found)
+                for name, attack in self.study.white_box.items():
+                    if studies.for_detectors(attack) and not detects(source):
+                        self.found.reasons[f"{row}|{name}|{target}"] = "the target is no detector"
+                    else:
+                        rows.append(_Row(row, name, self.study.crafts(source, attack), (target,), own=True))
         return rows
 
     def noise_rows(self) -> list[_Row]:

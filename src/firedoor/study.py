@@ -31,6 +31,7 @@ __all__ = [
     "Study",
     "attack_family",
     "family_of",
+    "for_detectors",
     "innermost",
     "is_exhibit",
     "load",
@@ -236,6 +237,11 @@ def attack_family(attack: Attack) -> str:
         inside = {families.get(type(p).__name__, "") for p in (*attack.parts, attack.objective, attack.estimator)}
         return next(iter(sorted(inside - {"", "gradient", "adaptive"})), "gradient")
     return families.get(type(attack).__name__, "other")
+
+
+def for_detectors(attack: Attack) -> bool:
+    """Whether an attack is meant for models that may abstain, and for no others."""
+    return bool(getattr(getattr(attack, "objective", None), "detectors_only", False))
 
 
 def innermost(model: Model) -> Model:

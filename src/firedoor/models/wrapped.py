@@ -8,7 +8,7 @@ from typing import ClassVar
 from firedoor.errors import SpecError
 from firedoor.protocols import Access, Classifier, Model, SecondView, Store, Wrapper
 
-__all__ = ["Relaxed", "RelaxedByIdentity", "Wrapped", "abstains", "second_view"]
+__all__ = ["Relaxed", "RelaxedByIdentity", "Wrapped", "abstains", "detects", "second_view"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,15 @@ def second_view(model: Model) -> Model | None:
 
 def abstains(model: Model) -> bool:
     """Whether the model has one answer more than there are classes: none of them."""
+    return _declares(model, "abstains")
+
+
+def detects(model: Model) -> bool:
+    """Whether it abstains by a score that can be asked for, as `Undetected` needs."""
+    return _declares(model, "detects")
+
+
+def _declares(model: Model, what: str) -> bool:
     inner = getattr(model, "model", None)
-    own = any(getattr(part, "abstains", False) for part in (model, getattr(model, "wrapper", None)))
-    return own or (inner is not None and abstains(inner))
+    own = any(getattr(part, what, False) for part in (model, getattr(model, "wrapper", None)))
+    return own or (inner is not None and _declares(inner, what))

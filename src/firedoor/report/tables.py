@@ -38,6 +38,7 @@ RELATIVE = {  # rows whose source is another model for every target, in reading 
     "stolen": "S4: a network trained on the target's answers",
     "stripped": "each target without its wrapper",
     ITSELF: "S5: each target attacked through its own defence",
+    "itself, identity": "S5: each target attacked around its defence, by the gradient of the identity",
     NAIVE: "each target attacked by its gradient as it stands",
 }
 SHADES = 20

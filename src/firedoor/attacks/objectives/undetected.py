@@ -47,6 +47,7 @@ class Undetected:
     threat: Threat | None = None
 
     stochastic: ClassVar[bool] = False
+    detectors_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         need_number(self.lam, 0, math.inf, "Undetected: lam")

@@ -43,6 +43,7 @@ class Squeezing:
 
     stochastic: ClassVar[bool] = False
     abstains: ClassVar[bool] = True
+    detects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 2:
