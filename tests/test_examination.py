@@ -1,0 +1,144 @@
+"""What the audit asks of each target, what it costs, and what a run writes down for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from firedoor.cells import counted
+from firedoor.examination import S5_ROW, examination, passes_of
+from firedoor.pipeline import Outcome, carry_out
+from firedoor.plan import plan
+from firedoor.store import FileStore
+from firedoor.study import Study, from_table, load
+from firedoor.verdict import NEEDED_FOR_ROBUST
+
+ROOT = Path(__file__).parent.parent
+TABLE = {
+    "data": {"type": "Digits", "splits": {"train": 300, "evaluation": 30}},
+    "threat": {"type": "Linf", "eps": "40/255"},
+    "architecture": {"type": "MLP", "width": 32},
+    "fit": {"epochs": 6, "optimiser": "adamw", "lr": 0.003},
+    "sources": {"other": {"seed": 5}},
+    "attacks": {"SignNoise": {}, "FGSM": {}},
+    "white_box": {
+        "PGD_cross_entropy": {"type": "PGD", "steps": 4, "keep": "best"},
+        "PGD_margin": {"type": "PGD", "steps": 4, "objective": "margin", "keep": "best"},
+        "undetected": {"type": "Iterated", "steps": 4, "keep": "best", "objective": {"type": "Undetected"}},
+    },
+    "targets": {
+        "plain": {"seed": 1},
+        "jpeg": {"type": "Wrapped", "model": "plain", "wrapper": {"type": "JPEG"}},
+        "noise": {"type": "Wrapped", "model": "plain", "wrapper": {"type": "Noise", "n": 3}},
+        "detector": {"type": "Wrapped", "model": "plain", "wrapper": {"type": "Squeezing", "threshold": 0.5}},
+        "hardened": {"seed": 1, "fit": {"loss": {"type": "Madry", "attack": {"type": "PGD", "steps": 2}}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return from_table({**TABLE, "draws": 4})
+
+
+@pytest.fixture(scope="module")
+def outcome(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return carry_out(study, FileStore(tmp_path_factory.mktemp("store")), lambda *_: None)
+
+
+def ids(of: Study, target: str) -> set[str]:
+    return {type(t.diagnosis.test).__name__ for t in examination(of, target)}
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+@pytest.mark.parametrize(("audit", "most"), [("quick", 2), ("full", 10)])
+def test_the_tests_cost_at_most_so_many_times_the_targets_own_row(name: str, audit: str, most: float) -> None:
+    shipped = replace(load(ROOT / "studies" / f"{name}.toml"), audit=audit)  # type: ignore[arg-type]
+    costs = {t: passes_of(examination(shipped, t), 10_000) / S5_ROW for t in shipped.targets}
+    assert max(costs.values()) <= most, costs
+
+
+def test_the_passes_that_were_taken_are_counted_and_within_what_was_declared(study: Study, outcome: Outcome) -> None:
+    n = len(study.data.split("evaluation"))
+    for target in study.targets:
+        for test, symptom in zip(examination(study, target), outcome.symptoms[target], strict=True):
+            declared = test.diagnosis.test.passes(min(n, test.diagnosis.n))
+            assert symptom.passes <= declared, f"{target}: {symptom.id} took {symptom.passes} passes and declared {declared}"
+        assert sum(s.passes for s in outcome.symptoms[target]) > 1000, "the count is no constant zero"
+
+
+def test_copies_and_backward_passes_are_counted() -> None:
+    with counted(torch.nn.Linear(3, 2)) as (model, passes):
+        model(torch.zeros(5, 3))
+        model(torch.zeros(4, 3, requires_grad=True)).sum().backward()
+    assert sum(passes) == 5 + 4 + 4
+    with counted(lambda x: x * 2) as (model, passes):
+        model(torch.zeros(5, 3))
+    assert sum(passes) == 5
+
+
+def test_plan_says_what_the_tests_cost(study: Study, tmp_path: Path) -> None:
+    found = plan(study, str(tmp_path))
+    assert set(found["audit"]) == set(study.targets)
+    assert all(0 < times <= 2 for times in found["audit"].values())
+
+
+def test_a_full_audit_runs_all_that_robust_needs(study: Study) -> None:
+    wanted = {"A7": "GradientPresent", "A8": "GradientRight", "A9": "QuantisedInput", "B5": "Convergence", "B7": "Unbounded"}
+    wanted |= {"B11": "Doubling", "C1": "Active"}
+    assert set(wanted) == set(NEEDED_FOR_ROBUST)
+    assert set(wanted.values()) <= ids(replace(study, audit="full"), "plain")
+    assert "Active" not in ids(study, "plain")
+
+
+def test_one_step_overfitting_is_asked_of_those_that_train_on_attacks(study: Study) -> None:
+    assert "OneStepOverfit" in ids(study, "hardened")
+    assert "OneStepOverfit" not in ids(study, "plain")
+
+
+def test_what_hides_its_gradient_is_looked_at_twice_and_the_naive_view_is_a_note(study: Study, outcome: Outcome) -> None:
+    views = {(t.view, t.note) for t in examination(study, "jpeg")}
+    assert views == {("as it stands", False), ("as it stands", True), ("relaxed", False)}
+    dead = [s for s in outcome.symptoms["jpeg"] if s.id == "A7"]
+    assert [(s.name.split(", ")[1], s.effect, s.status) for s in dead] == [
+        ("as it stands", "note", "fail"),
+        ("relaxed", "mask", "pass"),
+    ]
+    assert {t.view for t in examination(study, "plain")} == {"as it stands"}
+
+
+def test_jpeg_is_attacked_around_by_two_ways(outcome: Outcome) -> None:
+    assert outcome.matrix.right("itself, identity", "PGD_margin", "jpeg") is not None
+    assert outcome.matrix.right("itself, identity", "PGD_margin", "noise") is None
+    assert "one way" in outcome.matrix.reason("itself, identity", "PGD_margin", "noise")
+
+
+def test_the_attack_on_detectors_runs_on_detectors_alone(outcome: Outcome) -> None:
+    assert outcome.matrix.right("itself", "undetected", "detector") is not None
+    assert outcome.matrix.reason("itself", "undetected", "plain") == "the target is no detector"
+    assert not outcome.failed
+
+
+def test_sizes_of_changes_are_written_down(outcome: Outcome) -> None:
+    sizes = outcome.matrix.meta["strength"]["other|FGSM|*"]
+    assert 0.9 * 40 / 255 < sizes["linf"] <= 40 / 255 + 1e-6
+    assert 0 < sizes["l2"] <= 8 * sizes["linf"] + 1e-6
+    assert 0 < sizes["saturated"] < 1
+
+
+def test_no_leak_is_found_where_there_is_none_and_a_planted_one_is(outcome: Outcome, tmp_path: Path) -> None:
+    assert not any(outcome.matrix.meta["leaked"]["targets"].values())
+    cut_otherwise = {"type": "Digits", "splits": {"train": 1000, "evaluation": 30, "seed": 9}}
+    leaky = from_table(
+        {
+            **TABLE,
+            "white_box": {"PGD": {"steps": 2, "keep": "best"}},
+            "targets": {"plain": {"seed": 1}, "leaky": {"seed": 1, "data": cut_otherwise, "fit": {"epochs": 1}}},
+        }
+    )
+    found = carry_out(leaky, FileStore(tmp_path / "store"), lambda *_: None).matrix.meta["leaked"]["targets"]
+    assert found["plain"] == []
+    assert 5 < len(found["leaky"]) <= 30
