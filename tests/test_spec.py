@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from firedoor import spec
 from firedoor.errors import SpecError
+from firedoor.study import from_table
 from firedoor.threat import L2, Linf, Threat
 
 
@@ -286,3 +287,17 @@ def test_an_optional_field_says_what_its_value_must_be() -> None:
     assert read({"threat": {"type": "Linf", "eps": 0.1}, "step_size": "1/4"}).step_size == 0.25
     with pytest.raises(SpecError, match=r"study\.step_size must be a finite number"):
         read({"threat": {"type": "Linf", "eps": 0.1}, "step_size": "fast"})
+
+
+def test_a_shared_recipe_that_needs_its_own_kind_asks_for_it_and_does_not_turn_in_circles() -> None:
+    table = {
+        "data": {"type": "Digits"},
+        "threat": {"type": "Linf", "eps": "8/255"},
+        "architecture": {"type": "InnerNoise"},
+        "fit": {},
+        "sources": {"s": {}},
+        "attacks": {"FGSM": {}},
+        "targets": {"t": {}},
+    }
+    with pytest.raises(SpecError, match="InnerNoise needs the field 'architecture'"):
+        from_table(table)

@@ -177,8 +177,9 @@ def build(cls: Any, table: Any, where: str, context: Context, names: Mapping[str
             continue
         if key in context:
             given = context[key]
+            others = {k: v for k, v in context.items() if k != key}  # what is built here must not stand for a part of itself
             arguments[key] = (
-                from_value(hints[key], given, f"{where}.{key}", context, names) if not dataclasses.is_dataclass(given) else given
+                from_value(hints[key], given, f"{where}.{key}", others, names) if not dataclasses.is_dataclass(given) else given
             )
         elif parameter.default is inspect.Parameter.empty:
             raise SpecError(f"{where}: {getattr(cls, '__name__', cls)} needs the field {key!r}. Add it.")
