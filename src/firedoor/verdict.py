@@ -89,7 +89,7 @@ def _rule_1(e: Evidence, bar: float) -> Step:
         return Step(1, asks, "yes, all of them are void", "NOT MEASURED", tuple(void))
     if state(e.transfer, bar) == state(e.all, bar) == "none":
         return Step(1, asks, "yes", "NOT MEASURED", e.missing_reasons or ("every cell is void or was not run",))
-    return Step(1, asks, "no")
+    return Step(1, asks, "some cells count")
 
 
 def _rule_2(e: Evidence, bar: float) -> Step:
