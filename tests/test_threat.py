@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import LinearConstraint, minimize
+from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
+from firedoor import seed
 from firedoor.errors import BudgetError, DataError, SpecError
+from firedoor.spec import to_dict
 from firedoor.threat import L0, L1, L2, Linf, levels
 
 BALLS = (Linf, L2, L1, L0)
@@ -241,13 +243,115 @@ def test_the_steepest_direction_knows_no_scale(ball: type, scale: float) -> None
     assert torch.allclose(ball(1.0).steepest(g * scale), ball(1.0).steepest(g), rtol=1e-5, atol=1e-7)
 
 
+# ---------------------------------------------------------------- step
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ball", [Linf, L2])
+def test_a_step_goes_along_the_steepest_direction_and_back_into_ball_and_box(ball: type, shape: tuple[int, ...]) -> None:
+    x, g = some(20, shape, seed=21)
+    threat = ball(budget(ball, x[0].numel(), 0.3))
+    at = threat.start(x)
+    assert torch.equal(threat.step(at, x, g, 0.2), threat.project(at + 0.2 * threat.steepest(g), x))
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_an_l1_step_within_the_ball_is_the_optimum_of_a_linear_programme(case: int) -> None:
+    """max g.(p - q) over p, q >= 0 with sum(p + q) <= step and x_adv + p - q in the box, by scipy."""
+    x, g = (a[0].numpy() for a in some(1, (7,), seed=300 + case))
+    g[0], length = 0.0, (0.0, 0.1, 0.9, 3.0)[case % 4]
+    solved = linprog(
+        np.concatenate([-g, g]), np.ones((1, 14)), [length], bounds=[(0, 1 - a) for a in x] + [(0, a) for a in x], method="highs"
+    )
+    moved = L1(9.0).step(*(torch.from_numpy(a)[None] for a in (x, x, g)), length)[0].numpy()
+    assert g @ (moved - x) == pytest.approx(-solved.fun, abs=1e-9)
+    assert np.abs(moved - x).sum() <= length + 1e-9
+    assert moved[0] == x[0], "no gradient, no move"
+
+
+def optimum(threat: L1 | L0, x: Tensor, g: Tensor) -> float:
+    """The most that g.(z - x) can be for one x (d,) over ball and box, by scipy, or over all sets of pixels."""
+    room = torch.where(g > 0, 1 - x, x)
+    if isinstance(threat, L0):
+        return max(float((g.abs() * room)[list(s)].sum()) for s in itertools.combinations(range(len(x)), int(threat.eps)))
+    solved = linprog(-g.abs().numpy(), np.ones((1, len(x))), [threat.eps], bounds=[(0, float(r)) for r in room], method="highs")
+    return float(-solved.fun)
+
+
+@pytest.mark.parametrize("threat", [L1(0.4), L1(1.7), L0(1), L0(4)], ids=str)
+@pytest.mark.parametrize("size", [0.3, 1.0, 2.5])
+def test_steps_of_any_size_climb_to_the_optimum_of_a_linear_function_from_any_start(threat: L1 | L0, size: float) -> None:
+    """Never down on the way, and never out of the ball."""
+    x, g = some(15, (8,), seed=31)
+    best = torch.tensor([optimum(threat, *pair) for pair in zip(x, g, strict=True)])
+    with seed.streams(0, [str(i) for i in range(15)]):
+        at = threat.start(x)
+    value = (g * (at - x)).sum(1)
+    for _ in range(30):
+        at = threat.step(at, x, g, size)
+        threat.check(at, x)
+        now = (g * (at - x)).sum(1)
+        assert (now >= value - 1e-9).all(), "a step went down"
+        value = now
+    assert torch.allclose(value.float(), best.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("threat", [L1(1.0), L0(2)], ids=str)
+def test_a_step_on_images_moves_whole_pixels_in_l0_and_passes_over_the_edge_of_the_box(threat: L1 | L0) -> None:
+    g = torch.full((1, 3, 2, 2), 0.1)
+    g[0, :, 0, 0], g[0, :, 1, 1] = 5.0, -1.0
+    x = torch.full((1, 3, 2, 2), 0.5)
+    x[0, :, 0, 0] = 1.0  # the steepest pixel has no room
+    moved = threat.step(x, x, g, threat.eps) - x
+    assert (moved[0, :, 0, 0] == 0).all()
+    if threat.norm == "L1":
+        assert moved[0, :, 1, 1].sum() == -1.0
+        assert moved.abs().sum() == 1.0
+    else:
+        assert (moved[0, :, 1, 1] == -0.5).all()
+        assert threat.size(moved).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("ball", BALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_knows_no_neighbours_and_keeps_its_budget(ball: type, dtype: torch.dtype) -> None:
+    x, g = (a.to(dtype) for a in some(9, (3, 4, 4), seed=41))
+    for u in (0.0, 0.05, 0.5):
+        threat = ball(budget(ball, 48, u))
+        at = threat.project(x + 0.3 * g.flip(0), x)
+        together = threat.step(at, x, g, threat.eps / 3)
+        threat.check(together, x)
+        alone = [threat.step(at[i : i + 1], x[i : i + 1], g[i : i + 1], threat.eps / 3) for i in range(9)]
+        assert torch.equal(together, torch.cat(alone))
+        assert torch.allclose(threat.step(at, x, 0 * g, threat.eps / 3), at, rtol=0, atol=3e-6), "a dead gradient moves nothing"
+        assert threat.step(x[:0], x[:0], g[:0], threat.eps / 3).shape == (0, 3, 4, 4)
+
+
+def test_an_l1_step_may_have_a_size_for_each_example() -> None:
+    x, g = some(4, (3, 4, 4), seed=51)
+    sizes = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64)
+    together = L1(1.0).step(x, x, g, sizes)
+    for i in range(4):
+        assert torch.equal(together[i : i + 1], L1(1.0).step(x[i : i + 1], x[i : i + 1], g[i : i + 1], float(sizes[i])))
+
+
+def test_a_sparse_direction_moves_the_steepest_pixels_alike() -> None:
+    g = torch.tensor([[0.1, -3.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    d = L1(1.0).sparse(g, torch.tensor([2.0, 3.0]))
+    assert d.tolist() == [[0.0, -0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    assert torch.equal(L1(1.0).sparse(0 * g, torch.tensor([2.0, 3.0])), 0 * g)
+
+
+def test_what_steps_changed_changed_the_key_of_l1_and_l0_and_of_no_other_norm() -> None:
+    assert [getattr(ball, "version", 1) for ball in BALLS] == [1, 1, 2, 2]
+    assert to_dict(L1(3.0)) == {"type": "L1", "version": 2, "eps": 3.0, "targeted": False}
+
+
 # ---------------------------------------------------------------- start
 
 
 @pytest.mark.parametrize("ball", BALLS)
 def test_a_start_is_inside_differs_between_examples_and_follows_its_id(ball: type) -> None:
-    from firedoor import seed
-
     x = some(6, (3, 4, 4), seed=12)[0].float()
     threat = ball(budget(ball, 48, 0.3))
     with seed.streams(0, list("abcdef")):

@@ -38,6 +38,20 @@ def test_linf_leaves_out_only_what_is_made_for_l2() -> None:
     assert set(OWN["T2"]) <= set(attacks_of("T2", L2(0.5), Digits())[1])
 
 
+def test_every_norm_has_a_white_box_on_cross_entropy_and_on_the_margin() -> None:
+    for tier in TIERS:
+        assert {"APGD_CE", "APGD_margin"} <= set(attacks_of(tier, L1(3.0), Digits())[1])
+        counted = attacks_of(tier, L0(5), Digits())[1]
+        assert {"PGD_CE", "PGD_margin"} <= set(counted)
+        assert not {"PGD_CE", "PGD_margin"} & set(attacks_of(tier, Linf(0.1), Digits())[1]), "it stands in for APGD"
+    assert set(attacks_of("T0", L1(3.0), Digits())[1]) == set(OWN["T0"])
+    assert {(a.objective, a.gradients) for a in attacks_of("T0", L0(5), Digits())[1].values()} == {
+        ("cross_entropy", 100),
+        ("margin", 100),
+    }
+    assert attacks_of("T0", L0(5), Digits(), {"PGD_CE": {"steps": 3}})[1]["PGD_CE"].steps == 3
+
+
 def test_upper_tiers_take_more_neighbours() -> None:
     assert attacks_of("T0", Linf(0.1), Digits())[0]["VMI_FGSM"].gradients == 10 + 9 * 5
     assert attacks_of("T1", Linf(0.1), Digits())[0]["VMI_FGSM"].gradients == 10 + 9 * 20

@@ -183,16 +183,21 @@ class L1(_Ball):
         return torch.zeros_like(flat).scatter(1, where, flat.gather(1, where).sign()).view_as(gradient)
 
     def step(
-        self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], gradient: Float[Tensor, "n *shape"], step_size: float
+        self,
+        x_adv: Float[Tensor, "n *shape"],
+        x: Float[Tensor, "n *shape"],
+        gradient: Float[Tensor, "n *shape"],
+        step_size: float | Tensor,
     ) -> Float[Tensor, "n *shape"]:
-        """What gains most within `step_size` of x_adv and in the box: pixels are filled in turn, the steepest first.
+        """What gains most within `step_size` (of each example, if a tensor) and in the box: pixels are filled in turn, the steepest first.
 
         What then lies beyond eps is taken from the pixels whose change gains least: steps of any size end at the optimum of a linear
         function. Reference: Croce & Hein 2021 (steepest descent in ball and box), arXiv:2103.01208.
         """
         g, at = gradient.flatten(1), x_adv.flatten(1)
         room = torch.where(g > 0, 1 - at, at) * (g != 0)
-        d = at + g.sign() * _in_turn(g.abs(), room, step_size) - x.flatten(1)
+        length = step_size.view(-1, 1) if isinstance(step_size, Tensor) else step_size
+        d = at + g.sign() * _in_turn(g.abs(), room, length) - x.flatten(1)
         beyond = (d.abs().sum(1, keepdim=True) - self.eps).clamp_min(0)
         d = d - d.sign() * _in_turn(-g * d.sign(), d.abs(), beyond)
         return self.project(x + d.view_as(x), x)
@@ -205,9 +210,9 @@ class L1(_Ball):
         return (moved / moved.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
 
     def start(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
-        """A point of the ball with exponentially distributed changes, cut with the box; keyed per example."""
+        """A uniform point of the ball (exponential changes, scaled), cut with the box; keyed per example."""
         change = -seed.uniform(x, 1e-7, 1).log() * seed.uniform(x, -1, 1).sign()
-        radius = self.eps * seed.uniform(x[:, :1].flatten(1)[:, :1], 0, 1)[:, 0]
+        radius = self.eps * seed.uniform(x[:, :1].flatten(1)[:, :1], 0, 1)[:, 0] ** (1 / math.prod(x.shape[1:]))
         return self.project(x + change * _rows(radius / self.size(change).clamp_min(1e-12), x), x)
 
     def size(self, delta: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
@@ -234,31 +239,35 @@ class L0(_Ball):
         """The nearest point of ball and box: keep the pixels whose change saves most."""
         d = x_adv - x
         kept = x_adv.clamp(0, 1) - x
-        saved = d.square() - (d - kept).square()
-        return (x + kept * _best_places(saved, saved, int(self.eps))).clamp(0, 1)
+        saved = _pixels(d.square() - (d - kept).square())
+        return (x + kept * _all_channels(self._best(saved, saved > 0), x)).clamp(0, 1)
 
     def steepest(self, gradient: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """The sign on the eps pixels with the largest gradients."""
-        return gradient.sign() * _best_places(gradient.abs(), gradient, int(self.eps))
+        worth = _pixels(gradient.abs())
+        return gradient.sign() * _all_channels(self._best(worth, worth > 0), gradient)
 
     def step(
         self, x_adv: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"], gradient: Float[Tensor, "n *shape"], step_size: float
     ) -> Float[Tensor, "n *shape"]:
-        """What gains most by changing `step_size` pixels, rounded up: those go to the edge of the box.
+        """The `step_size` pixels, rounded up, that gain most by it go to the edge of the box.
 
-        Of more than eps changed pixels those are put back whose change gains least.
+        Of more than eps changed pixels those are put back whose change gains least, and a pixel is weighed against the one that it
+        would replace: steps of any size end at the optimum of a linear function.
         """
         edge = torch.where(gradient == 0, x_adv, (gradient > 0).to(x.dtype))
-        gain = gradient * (edge - x_adv)
-        moved = torch.where(_best_places(gain, gain, math.ceil(step_size)) > 0, edge, x_adv)
-        kept = _best_places(gradient * (moved - x), moved - x, int(self.eps))
-        return torch.where(kept > 0, moved, x)
+        changed, now = _pixels((x_adv - x).abs()) > 0, _pixels(gradient * (x_adv - x))
+        least = torch.where(changed, now, math.inf).amin(1, keepdim=True)
+        full = changed.sum(1, keepdim=True) >= int(self.eps)
+        gain = _pixels(gradient * (edge - x)) - torch.where(changed, now, torch.where(full, least, 0.0))
+        moved = torch.where(_all_channels(self._best(gain, gain > 0, math.ceil(step_size)), x), edge, x_adv)
+        changed = _pixels((moved - x).abs()) > 0
+        return torch.where(_all_channels(self._best(_pixels(gradient * (moved - x)), changed), x), moved, x)
 
     def start(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
         """Random values on eps random pixels; keyed per example."""
-        place = seed.uniform(x[:, :1].expand_as(x) if x.dim() == 4 else x, 0, 1)
-        place = _best_places(place, place, int(self.eps))
-        return x + (seed.uniform(x, 0, 1) - x) * place
+        place = _pixels(seed.uniform(x[:, :1].expand_as(x) if x.dim() == 4 else x, 0, 1))
+        return x + (seed.uniform(x, 0, 1) - x) * _all_channels(self._best(place, place > 0), x)
 
     def size(self, delta: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
         """Number of changed pixels, per example."""
@@ -269,6 +278,12 @@ class L0(_Ball):
         self.check(x_adv, x)
         levels(x)
         return (255 * x_adv).round().clamp(0, 255).to(torch.uint8)
+
+    def _best(self, worth: Tensor, among: Tensor, count: int | None = None) -> Tensor:
+        """(n, pixels): True at the `count` pixels, or eps, of largest worth among those where `among` is True."""
+        most = min(int(self.eps) if count is None else count, worth.shape[1])
+        best = torch.where(among, worth, -math.inf).topk(most, dim=1).indices
+        return torch.zeros_like(among).scatter(1, best, True) & among
 
 
 def levels(x: Float[Tensor, "n *shape"]) -> Tensor:
@@ -290,16 +305,13 @@ def _pixels(worth: Tensor) -> Tensor:
     return worth.sum(1).flatten(1) if worth.dim() == 4 else worth.flatten(1)
 
 
-def _best_places(worth: Tensor, among: Tensor, count: int) -> Tensor:
-    """1 at the `count` pixels of largest worth, in all their channels; 0 elsewhere, and where `among` is 0."""
-    place = torch.where(_pixels(among.abs()) > 0, _pixels(worth), -math.inf)
-    best = place.topk(min(count, place.shape[1]), dim=1).indices
-    mask = torch.zeros_like(place).scatter(1, best, 1.0) * (place > -math.inf)
-    return mask.view(len(worth), 1, *worth.shape[2:]).expand_as(worth) if worth.dim() == 4 else mask.view_as(worth)
+def _all_channels(place: Tensor, like: Tensor) -> Tensor:
+    """(n, pixels) shaped to stand for every channel of `like`."""
+    return place.view(len(like), 1, *like.shape[2:]) if like.dim() == 4 else place.view_as(like)
 
 
 def _in_turn(worth: Tensor, most: Tensor, total: Tensor | float) -> Tensor:
-    """(n, d): how `total` is handed out, the largest worth first, to each at most `most`."""
+    """(n, d): how `total`, a number or (n, 1), is handed out: the largest worth first, to each at most `most`."""
     order = worth.argsort(dim=1, descending=True, stable=True)
     each = most.gather(1, order)
     left = (total - (each.cumsum(1) - each)).clamp_min(0)

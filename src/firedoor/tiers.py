@@ -79,6 +79,8 @@ OWN: dict[str, dict[str, Fields]] = {  # run on the target itself, through its r
 }
 TIERS = tuple(TRANSFER)
 TARGETED: dict[str, Fields] = {"LogitTargeted": {}}
+TWICE: dict[str, Any] = {"type": "PGD", "steps": 50, "restarts": 2, "keep": "best"}
+COUNTED: dict[str, Fields] = {"PGD_CE": TWICE, "PGD_margin": {**TWICE, "objective": "margin"}}  # for L0, which APGD does not know
 
 
 def attacks_of(
@@ -86,8 +88,8 @@ def attacks_of(
 ) -> tuple[dict[str, Attack], dict[str, Attack]]:
     """(attacks crafted on sources, attacks on the target itself) of a tier and those below it, under one threat.
 
-    An attack that the threat does not suit (its norm, or its being targeted) is left out: a tier is what can be run. `adjust`: fields
-    laid over those of an entry. `data`: what attacks with a pool or a training set of their own take. Errors: SpecError for the tier.
+    An attack that the threat does not suit (its norm, or its being targeted) is left out: a tier is what can be run. Under L0, where
+    APGD is, PGD stands in for it from T0 on. `adjust`: fields laid over those of an entry. `data`: what attacks with a pool or a training set of their own take. Errors: SpecError for the tier.
     """
     if tier not in TIERS:
         raise SpecError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}.{catalogue.nearest(tier, TIERS)}")
@@ -97,6 +99,8 @@ def attacks_of(
         wanted = {name: fields for t in below for name, fields in table[t].items()}
         if table is TRANSFER and threat.targeted:
             wanted |= TARGETED
+        if table is OWN and threat.norm == "L0":
+            wanted |= COUNTED
         built = {n: _built(n, {**f, **(adjust or {}).get(n, {})}, threat, data) for n, f in wanted.items()}
         found.append({n: a for n, a in built.items() if a is not None})
     return found[0], found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from victims import Counting, Linear, TinyCNN, images, normals, two_class
 
 from firedoor import losses, seed
-from firedoor.attacks import APGD, APGD_CE, APGD_DLR, APGD_T, PGD, SignNoise
+from firedoor.attacks import APGD, APGD_CE, APGD_DLR, APGD_T, I_FGSM, PGD, SignNoise, Square
 from firedoor.attacks.auto_pgd import checkpoints
 from firedoor.attacks.targeted_auto_pgd import targeted_dlr
 from firedoor.errors import DataError, ModelRefused, SpecError
@@ -65,6 +66,39 @@ def test_l2_comes_within_a_percent_of_the_margin_minus_eps_times_the_l2_norm(mak
     missing = 1 - fall(make(L2(0.2), steps=40), MODEL, x, labels(MODEL, x)) / (0.2 * W.square().sum().sqrt())
     assert missing.min() > -1e-9
     assert missing.max() < 0.01, f"misses {missing.max():.3g} of the optimum"
+
+
+@pytest.mark.parametrize("make", EVERY[:2] + EVERY[3:])
+@pytest.mark.parametrize("eps", [0.5, 2.0, 6.0])
+def test_l1_fills_the_room_of_the_heaviest_pixels(make: type[APGD], eps: float) -> None:
+    """Of 18 pixels one or two, four, or most; a step that saw no box would stand at the first ones."""
+    x = points(0.0, 1.0)
+    y = labels(MODEL, x)
+    order = W.abs().argsort(descending=True)
+    room = torch.where(torch.where(y[:, None] == 1, -W, W) > 0, 1 - x, x)[:, order]
+    spent = torch.minimum(room, (eps - (room.cumsum(1) - room)).clamp_min(0))
+    missing = 1 - fall(make(L1(eps), steps=40), MODEL, x, y) / (spent * W.abs()[order]).sum(1)
+    assert missing.min() > -1e-9
+    assert missing.max() < 0.01, f"misses {missing.max():.3g} of the optimum"
+
+
+def test_l1_steps_get_sparser_with_the_best_point() -> None:
+    """The heaviest of 200 pixels hold all of eps in the end, though the first steps move 40 of them alike."""
+    w = normals(200, key=3)
+    seen: list[Tensor] = []
+
+    class Spy(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach())
+            return super().forward(x)
+
+    model = Spy(torch.stack((-w, w)) / 2)
+    x = torch.full((1, 200), 0.5, dtype=torch.float64)
+    APGD(L1(2.0), steps=50)(model, x, model(x).argmax(1))
+    changed = [int((point != x).sum()) for point in seen[1:]]
+    assert changed[0] > 100, "a random start"
+    assert min(changed) == 4
+    assert changed[-1] <= 6
 
 
 @pytest.mark.parametrize("threat", [Linf(0.05), L2(0.2)])
@@ -127,7 +161,12 @@ def test_steps_begin_at_two_eps_carry_momentum_and_halve_after_a_checkpoint_with
 
 def test_every_example_has_a_schedule_of_its_own() -> None:
     """Alone or among others, the same bits of outcome."""
-    for attack in (APGD(Linf(0.1), steps=12), APGD(L2(0.5), steps=12, objective="dlr"), APGD_T(Linf(0.1), steps=6)):
+    for attack in (
+        APGD(Linf(0.1), steps=12),
+        APGD(L2(0.5), steps=12, objective="dlr"),
+        APGD(L1(2.0), steps=12),
+        APGD_T(Linf(0.1), steps=6),
+    ):
         ids = tuple("abcdef")
         with seed.streams(3, ids):
             whole = attack(CNN, X, Y)
@@ -144,6 +183,11 @@ def test_declared_gradients_and_queries_are_those_asked_for(make: type[APGD]) ->
         if make is APGD_T:
             attack = APGD_T(Linf(0.1), classes=3, **changes)  # the model has 3 other classes
         attack(model, X, Y)
+        again = Counting(TinyCNN())
+        replace(attack, threat=L1(2.0))(again, X, Y)
+        assert (again.backward_rows, again.plain_rows) == (model.backward_rows, model.plain_rows), (
+            f"{changes}: L1 costs another number"
+        )
         assert model.forward_rows == attack.gradients * len(X), f"{changes}: {model.forward_rows / len(X)} gradients per example"
         assert model.backward_rows == attack.gradients * len(X)
         assert model.plain_rows == attack.queries * len(X)
@@ -152,7 +196,7 @@ def test_declared_gradients_and_queries_are_those_asked_for(make: type[APGD]) ->
     assert model.backward_rows == 3 * 2 * len(X) < attack.gradients * len(X), "at most"
 
 
-@pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5)], ids=lambda t: t.norm)
+@pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5), L1(2.0)], ids=lambda t: t.norm)
 @pytest.mark.parametrize("make", EVERY)
 def test_output_is_inside_of_its_own_and_never_clean(make: type[APGD], threat: Threat) -> None:
     for dtype in (torch.float32, torch.float64):
@@ -219,9 +263,8 @@ def test_targeted_threats_work_or_are_refused() -> None:
 
 def test_refusals() -> None:
     for make in EVERY:
-        for threat in (L1(1.0), L0(3)):
-            with pytest.raises(SpecError, match="needs a Linf or L2 threat"):
-                make(threat)
+        with pytest.raises(SpecError, match="needs a Linf, L2 or L1 threat, got L0"):
+            make(L0(3))
         with pytest.raises(SpecError, match="steps must be a whole number"):
             make(Linf(0.1), steps=0)
         with pytest.raises(SpecError, match="restarts must be a whole number"):
@@ -260,7 +303,7 @@ def test_a_dead_gradient_freezes_nothing(kind: str) -> None:
             return logits + torch.inf if kind == "inf" else logits
 
     y = torch.zeros(6, dtype=torch.int64)
-    for threat, best in ((Linf(0.1), 0.1 * 0.1 * 128), (L2(0.3), 0.1 * 0.3 * 128**0.5)):
+    for threat, best in ((Linf(0.1), 0.1 * 0.1 * 128), (L2(0.3), 0.1 * 0.3 * 128**0.5), (L1(3.0), 0.1 * 3.0)):
         x_adv = APGD(threat, steps=8)(Dead(), X, y)
         threat.check(x_adv, X)
         assert (linear.margin(X, y) - linear.margin(x_adv, y)).min() > 0.2 * best
@@ -288,7 +331,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     return net, x[1000:][right][:120], y[1000:][right][:120]
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6)], ids=lambda t: t.norm)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6), L1(1.5)], ids=lambda t: t.norm)
 def test_it_reaches_a_higher_loss_than_pgd_at_equal_gradients(threat: Threat) -> None:
     """Paired, per example, best iterate of both; ties are left out. The margin is what is raised, so that nothing saturates."""
     net, x, y = digits()
@@ -300,6 +343,24 @@ def test_it_reaches_a_higher_loss_than_pgd_at_equal_gradients(threat: Threat) ->
     assert one.mean() >= other.mean() - 0.02 * other.std(), f"mean margin {one.mean():.4f} against {other.mean():.4f}"
     noise = worth(SignNoise(threat)(net, x, y))
     assert (one > noise).all()
+
+
+def test_l1_white_boxes_fool_as_many_as_random_search_and_more_than_noise() -> None:
+    """Random search needs no gradient: a gradient attack that does worse is broken."""
+    net, x, y = digits()
+    fooled = lambda a: int((net(a(net, x, y)).argmax(1) != y).sum())  # noqa: E731
+    for threat in (L1(1.5), L1(3.0)):
+        search, noise = fooled(Square(threat, 300)), fooled(SignNoise(threat))
+        for attack in (APGD(threat, steps=40), PGD(threat, steps=20, restarts=2, keep="best"), I_FGSM(threat)):
+            assert fooled(attack) >= search > noise, f"{attack}: {fooled(attack)}, random search {search}, noise {noise}"
+
+
+def test_l0_pgd_fools_as_many_as_its_steps_without_a_random_start() -> None:
+    net, x, y = digits()
+    fooled = lambda a: int((net(a(net, x, y)).argmax(1) != y).sum())  # noqa: E731
+    for eps in (2, 4):
+        restarted = PGD(L0(eps), steps=20, restarts=3, keep="best")
+        assert fooled(restarted) >= fooled(I_FGSM(L0(eps))) > fooled(SignNoise(L0(eps))) + 20
 
 
 def test_targets_find_at_least_what_one_run_finds() -> None:

@@ -89,12 +89,31 @@ def test_l1_steps_spend_the_budget_on_the_heaviest_pixel() -> None:
 
 
 @pytest.mark.parametrize("attack", [FGSM(L0(3)), I_FGSM(L0(3)), MI_FGSM(L0(3))])
-def test_l0_steps_use_the_whole_room_of_the_heaviest_pixels(attack: Attack) -> None:
+def test_l0_steps_use_the_whole_room_of_the_pixels_with_most_to_gain(attack: Attack) -> None:
     x = inside()
     up = torch.where(labelled(MODEL, x)[:, None] == 1, -W, W) > 0
-    heaviest = W.abs() >= W.abs().sort(descending=True).values[2]
-    optimum = (W.abs() * torch.where(up, 1 - x, x) * heaviest).sum(1)
+    optimum = (W.abs() * torch.where(up, 1 - x, x)).topk(3).values.sum(1)
     assert shortfall(attack, MODEL, x, optimum).abs().max() < 1e-9
+
+
+WIDE = normals(256, key=7)  # 256 pixels: eps 12 fills more than twenty of them
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("threat", [L1(0.5), L1(2.0), L1(12.0), L0(1), L0(10)], ids=str)
+def test_l1_and_l0_attacks_fill_pixel_after_pixel_up_to_the_box(name: str, threat: Threat) -> None:
+    """With their own steps: L1 fills the heaviest pixels in turn, L0 takes those with the largest weight times room."""
+    model = two_class(WIDE, -float(WIDE.sum()) / 2)
+    x = 0.3 + 0.4 * torch.rand(8, 256, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    up = torch.where(labelled(model, x)[:, None] == 1, -WIDE, WIDE) > 0
+    order = WIDE.abs().argsort(descending=True)
+    room = torch.where(up, 1 - x, x)[:, order]
+    spent = torch.minimum(room, (threat.eps - (room.cumsum(1) - room)).clamp_min(0))
+    gain = WIDE.abs()[order] * (spent if threat.norm == "L1" else room)
+    optimum = gain.sum(1) if threat.norm == "L1" else gain.topk(int(threat.eps)).values.sum(1)
+    missing = shortfall(make(name, threat, steps=10), model, x, optimum)
+    assert missing.min() > -1e-9
+    assert missing.max() < 0.01, f"{name} misses {missing.max():.3g} of the optimum"
 
 
 @pytest.mark.parametrize("null", [Nothing(Linf(0.05)), SignNoise(Linf(0.05)), Nothing(L2(0.2)), SignNoise(L2(0.2))])

@@ -34,7 +34,7 @@ class Sabotage:
 GUARDED = """        with guard.no_side_effects(model), seed.own_streams(x, purpose="Iterated"):
             return self._climb(model, x, y)
 """
-STEP = "                x_adv = threat.project(x_adv + step_size * threat.steepest(gradient(x_adv)), x)\n"
+STEP = "                x_adv = threat.step(x_adv, x, gradient(x_adv), step_size)\n"
 RETURN = "        return x_adv if x_best is None else x_best\n"
 SIGN = "sign, largest = -1.0 if self.threat.targeted else 1.0, int(y.max())"
 LONG: Edit = ("step_size = threat.eps / self.steps if", "step_size = 2.5 * threat.eps / self.steps if")
@@ -52,7 +52,12 @@ SABOTAGES = (
         "returns x itself", 1, ("        x = x.detach().clone(memory_format=torch.contiguous_format)\n", "        return x\n")
     ),
     Sabotage("wrong sign", 17, (SIGN, "sign, largest = -1.0, int(y.max())")),
-    Sabotage("no ball", 2, (STEP, STEP.replace("threat.project(", "(").replace(", x)\n", ").clamp(0, 1)\n")), (LONG,)),
+    Sabotage(
+        "no ball",
+        2,
+        (STEP, "                x_adv = (x_adv + step_size * threat.steepest(gradient(x_adv))).clamp(0, 1)\n"),
+        (LONG,),
+    ),
     Sabotage(
         "no box",
         3,

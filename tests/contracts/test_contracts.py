@@ -14,6 +14,7 @@ from torch import Tensor
 from firedoor import catalogue, seed
 from firedoor.contracts import attack, entries, manners, victims
 from firedoor.contracts.attack import CLAUSES, ORDER, judge
+from firedoor.contracts.check import not_judged
 from firedoor.contracts.counting import counted
 from firedoor.contracts.subject import Subject, Verdict
 from firedoor.protocols import Access, Attack, Classifier, Semantics
@@ -40,6 +41,7 @@ def test_an_entry_keeps_some_clauses(subject: Subject, clauses: tuple[int, ...])
 def test_an_entry_keeps_all_clauses(subject: Subject) -> None:
     verdicts = judge(subject.maker, subject.name, subject.family)
     assert not shown(verdicts), shown(verdicts)
+    assert not not_judged(verdicts), "nothing that an attack declares excuses it from these"
     unreasoned = [v for v in verdicts if v.outcome == "skip" and len(v.text) < 15]
     assert not unreasoned, unreasoned
 

@@ -83,11 +83,11 @@ class AdaEA:
             memory, x_adv = torch.zeros_like(x), x
             for _ in range(self.steps):
                 each = [ascent(m, y, threat.targeted)(x_adv) for m in members]
-                trials = [threat.project(x_adv + step_size * threat.steepest(g), x) for g in each]
+                trials = [threat.step(x_adv, x, g, step_size) for g in each]
                 weights = self._weights(members, trials, y)
                 g = ascent(_weighted(members, weights), y, threat.targeted)(x_adv)
                 memory = self.decay * memory + per_mean_size(g * _agreed(each, self.threshold))
-                x_adv = threat.project(x_adv + step_size * threat.steepest(memory), x)
+                x_adv = threat.step(x_adv, x, memory, step_size)
         return x_adv
 
     def _weights(self, members: tuple[Classifier, ...], trials: list[Tensor], y: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class CWA:
                     z = threat.project(z + self.inner_step * inner, x)
                 moved = _rounded(z - x_adv, threat)
                 outer = self.decay * outer + per_mean_size(moved)
-                x_adv = threat.project(x_adv + step_size * threat.steepest(outer), x)
+                x_adv = threat.step(x_adv, x, outer, step_size)
         return x_adv
 
 

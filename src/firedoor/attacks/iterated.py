@@ -41,7 +41,8 @@ OBJECTIVES: dict[str, Objective] = {
 class Iterated:
     """x <- project(x + step_size * steepest(g(x))), `steps` times, where g is the gradient as its parts shape it.
 
-    `step_size`: on the [0,1] pixel scale; None is eps/steps. `parts`: inner to outer, the last one sees x first.
+    `step_size`: in the norm of the threat, on the [0,1] pixel scale, and for L0 in pixels; None is eps/steps. In L1 and L0 a step fills
+    one pixel after the other as far as the box allows. `parts`: inner to outer, the last one sees x first.
     `objective`: the loss of the source that is raised, or lowered when the threat is targeted: by name, or a recipe that looks inside
     the source. `estimator`: how the gradient comes from values of the loss, for sources that give no gradients; None is backprop.
     `keep`: the last iterate, or the one of all steps and restarts with the best loss, per example, for one more forward pass per

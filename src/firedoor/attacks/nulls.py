@@ -46,7 +46,7 @@ class SignNoise:
         with seed.own_streams(x, purpose="SignNoise"):
             for _ in range(self.draw + 1):  # so that `draw` counts in a stream that the caller opened, too
                 noise = seed.normal(x)
-        return self.threat.project(x + self.threat.eps * self.threat.steepest(noise), x)
+        return self.threat.step(x, x, noise, self.threat.eps)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class SVRE:
                 if self.rounds:
                     g = self._walked(model, x_adv, x, y, g, step_size, t)
                 memory = self.decay * memory + per_mean_size(g)
-                x_adv = self.threat.project(x_adv + step_size * self.threat.steepest(memory), x)
+                x_adv = self.threat.step(x_adv, x, memory, step_size)
             return x_adv
 
     def _walked(self, model: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, g: Tensor, step_size: float, t: int) -> Tensor:
@@ -88,7 +88,7 @@ class SVRE:
                     with seed.subset(rows, torch.full_like(rows, t * length + i)):
                         corrected[rows] += ascent(member, y[rows], self.threat.targeted)(z[rows]) - here[k][rows]
             memory = self.decay * memory + per_mean_size(corrected)
-            z = self.threat.project(z + step_size * self.threat.steepest(memory), x)
+            z = self.threat.step(z, x, memory, step_size)
         return memory
 
 

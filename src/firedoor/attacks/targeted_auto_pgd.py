@@ -26,7 +26,7 @@ class APGD_T:
 
     Of all runs the point with the largest margin of any other class over y is returned, per example. With fewer than 4 classes the
     loss is the plain gap to the target class, since DLR has no fourth logit to divide by. G is at most classes x restarts x steps:
-    a model of fewer classes has fewer targets. Linf and L2.
+    a model of fewer classes has fewer targets. Linf, L2 and L1, each as in APGD.
     Errors: SpecError for the fields and for a targeted threat; DataError for x and y; ModelRefused for the logits.
 
     Family: white box. Year: 2020. G: 900. Tier: T1.

@@ -91,8 +91,11 @@ class Universal:
             x_adv = moved.clamp_min(0).clamp_max(1)
             with seed.streams(self.seed, ids, draw=t, purpose="Universal"):
                 g = summed_gradient(loss, x_adv) * (x_adv == moved)  # a pixel at the edge of the box does not follow delta
-            delta = delta + step_size * self.threat.steepest(g.sum(0, keepdim=True))
-            delta = self.threat.project(middle + delta, middle) - middle
+            g = g.sum(0, keepdim=True)
+            if self.threat.norm == "L1":  # the only norm here whose steps must see the box
+                delta = self.threat.step(middle + delta, middle, g, step_size) - middle
+            else:
+                delta = self.threat.project(middle + (delta + step_size * self.threat.steepest(g)), middle) - middle
         return delta
 
 

@@ -22,14 +22,17 @@ from typing import Any
 
 import typer
 
+import firedoor
 from firedoor.catalogue import nearest
 from firedoor.contracts.attack import CLAUSES, ORDER, first_broken, judged
 from firedoor.contracts.entries import attack_maker, looped_maker
 from firedoor.contracts.subject import Subject, Verdict
 from firedoor.errors import DataError, FiredoorError, SpecError
 
-__all__ = ["check", "found_in", "run_check"]
+__all__ = ["CORE", "check", "found_in", "not_judged", "run_check"]
 
+PACKAGE = Path(firedoor.__file__).parent
+CORE = (1, 2, 3, 4, 7, 10, 11, 12, 14, 21, 23)  # clauses from which nothing that an attack declares excuses it
 LIMIT = 90.0  # seconds that a clause may take
 START = 60.0  # seconds, at least, for the imports of the file
 PARTS = {("gradient", "step"): "parts", ("loss",): "estimator"}  # arguments of __call__, and the field of the loop
@@ -63,8 +66,13 @@ def check(file: Path, name: str | None = None, clauses: Iterable[int] = ORDER, l
     return tuple(verdicts)
 
 
+def not_judged(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
+    """The clauses that everybody must be judged by, and that were skipped: whoever refuses to be judged has shown nothing."""
+    return tuple(v for v in verdicts if v.clause in CORE and v.outcome == "skip")
+
+
 def run_check(file: Path, as_json: bool, name: str | None = None) -> int:
-    """What the command line calls: prints the table or the JSON. 0: all pass; 1: a clause failed; 2: no file or no attack to judge."""
+    """What the command line calls: prints the table or the JSON. 0: all pass; 1: a clause failed, or one of CORE was skipped; 2: no file or attack."""
     try:
         verdicts = check(file, name)
     except FiredoorError as error:
@@ -77,7 +85,7 @@ def run_check(file: Path, as_json: bool, name: str | None = None) -> int:
     else:
         for n in names:
             _show(n, by_name[n])
-    return 1 if first_broken(verdicts) else 0
+    return 1 if first_broken(verdicts) or not_judged(verdicts) else 0
 
 
 def _told(name: str, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def _told(name: str, verdicts: list[Verdict]) -> dict[str, Any]:
         "failed": sum(v.outcome == "fail" for v in verdicts),
         "skipped": sum(v.outcome == "skip" for v in verdicts),
         "first_broken": None if broken is None else _row(broken),
+        "not_judged": [v.clause for v in not_judged(verdicts)],
         "clauses": [_row(v) for v in sorted(verdicts, key=lambda v: v.clause)],
     }
 
@@ -108,9 +117,14 @@ def _show(name: str, verdicts: list[Verdict]) -> None:
         table.add_row(str(v.clause), CLAUSES[v.clause].title, f"[{colour}]{v.outcome}[/]", escape(v.text))
     console, broken = Console(), first_broken(verdicts)
     console.print(table)
-    if broken is None:
+    skipped = not_judged(verdicts)
+    if skipped:
+        clauses = ", ".join(str(v.clause) for v in sorted(skipped, key=lambda v: v.clause))
+        text = f"{name} is not shown to keep the contract: it was not judged by {clauses}. The first: {skipped[0].text}"
+        console.print(text, markup=False, style="bold red")
+    if broken is None and not skipped:
         console.print(f"{name} keeps the contract.", markup=False)
-    else:
+    elif broken is not None:
         text = f"{name} breaks clause {broken.clause} ({CLAUSES[broken.clause].title}) first: {broken.text}"
         console.print(text, markup=False, style="bold red")
 
@@ -221,7 +235,7 @@ def _module(file: Path) -> ModuleType:
 
 def found_in(module: ModuleType) -> tuple[Subject, ...]:
     """The attacks, parts, objectives and estimators that a module itself defines, as what is judged."""
-    found = []
+    found, ours = [], Path(module.__file__ or "").resolve().is_relative_to(PACKAGE)  # a stranger's own word makes him no null
     for name, value in vars(module).items():
         if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
@@ -229,7 +243,8 @@ def found_in(module: ModuleType) -> tuple[Subject, ...]:
         place = _place(value)
         if place is not None:
             maker = attack_maker(value) if place == "attack" else looped_maker(value, place)
-            found.append(Subject(name, maker, family.group(1) if family else ""))
+            said = family.group(1) if family else ""
+            found.append(Subject(name, maker, "" if said == "null" and not ours else said, stranger=not ours))
     return tuple(found)
 
 

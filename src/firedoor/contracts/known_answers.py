@@ -137,7 +137,7 @@ del NEAREST["linear, transfer"]
 BENT = ("sphere", "tanh of linear")  # a linearised step ends beyond the boundary, and DeepFool takes none of it back
 
 ROWS: tuple[tuple[tuple[str, ...], dict[str, Any], dict[str, str]], ...] = (
-    (CHAIN, {}, {**SLOPES, **EDGE, "linear": "Linf L2 L1", "linear in the box": "Linf", "linear, transfer": "Linf L2 L1"}),
+    (CHAIN, {}, {**SLOPES, **EDGE, "linear": "Linf L2 L1", "linear in the box": "Linf L1 L0", "linear, transfer": "Linf L2 L1"}),
     (CHAIN, {}, dict.fromkeys(("linear, 4 classes", "sphere"), "Linf L2 L1")),
     (CHAIN[:3], {}, {"linear, targeted": "Linf L2 L1"}),  # NI looks ahead beyond the ball, where another class leads
     (CHAIN, {}, {"one weight per channel": BOTH}),
@@ -147,26 +147,29 @@ ROWS: tuple[tuple[tuple[str, ...], dict[str, Any], dict[str, str]], ...] = (
     (("PGD",), RANDOM, {**SLOPES, **CURVED, "linear, transfer": "Linf", "linear, targeted": BOTH, "linear in the box": "Linf"}),
     (("PGD",), {**RANDOM, **MARGIN}, STEEP),
     (("PGD",), LONG, {"linear in the box": "L2", "linear, transfer": "L2"}),
+    (("PGD",), {}, {"linear in the box": "L1 L0", "linear": "L1 L0", "linear, transfer": "L1"}),
     (("PGD",), {**AGAIN, "steps": 50, "step_size": 0.1, "keep": "best"}, {"ReLU net": BOTH}),
-    (NEIGHBOURS, {"n": 3}, {**SLOPES, "linear in the box": "Linf", "one weight per channel": "Linf"}),
+    (NEIGHBOURS, {"n": 3}, {**SLOPES, "linear in the box": "Linf L1", "one weight per channel": "Linf"}),
     (NEIGHBOURS, {"n": 3, **MARGIN}, STEEP),
     (NEIGHBOURS, {"n": 2, **LONG}, {"linear in the box": "L2"}),
-    (DARKER, {"m": 3}, {**SLOPES, "linear in the box": "Linf", "one weight per channel": "Linf"}),
+    (DARKER, {"m": 3}, {**SLOPES, "linear in the box": "Linf L1", "one weight per channel": "Linf"}),
     (DARKER, {"m": 3, **MARGIN}, STEEP),
     (DARKER, {"m": 2, **LONG}, {"linear in the box": "L2"}),
     (TRANSFORMING, {}, {"one weight per channel": "Linf"}),
     (("LogitTargeted",), {"steps": 20}, {"one weight per channel, targeted": "Linf"}),
     (INSIDE, {}, {"one weight per channel, open inside": BOTH}),
-    (MEMBERS, {}, {**SLOPES, "members of one sign": "Linf", "linear in the box": "Linf"}),
+    (MEMBERS, {}, {**SLOPES, "members of one sign": "Linf", "linear in the box": "Linf L1"}),
     (("MemberLoss",), {}, {"members of one sign": "Linf", "linear": BOTH}),
     (("EOT",), {"n": 50}, {"random linear": BOTH}),
     (("APGD",), {"steps": 60}, {**SLOPES, **CURVED, **EDGE, "linear, targeted": BOTH, "linear in the box": BOTH}),
     (("APGD",), {"steps": 60, **MARGIN}, STEEP),
+    (("APGD", "APGD_T"), {}, dict.fromkeys(("linear", "linear in the box", "linear, 4 classes"), "L1")),
+    (("APGD_CE",), {}, {"linear in the box": "L1"}),
     (("APGD",), {**AGAIN, "steps": 60}, {"ReLU net": "Linf"}),
     (("APGD_CE",), {}, {"linear": BOTH, **EDGE}),
     (("APGD_DLR",), {}, EDGE),
     (("APGD_T",), {"steps": 60}, {**SLOPES, **STEEP, **EDGE, "sphere": BOTH}),
-    (("FAB", "FAB_T"), {}, {**NEAREST, "linear": "Linf L2 L1"}),
+    (("FAB", "FAB_T"), {}, {**NEAREST, "linear": "Linf L2 L1", "linear in the box": "Linf L2 L1"}),
     (("DeepFool",), {"overshoot": 0.001}, {k: v for k, v in NEAREST.items() if k not in BENT}),
     (("FMN",), {"steps": 300}, {**NEAREST, "linear": "Linf L2 L1"}),
     (("DDN",), {"steps": 300}, {k: "L2" for k in NEAREST if k not in ("logits x 1e4", "ReLU net")}),  # cross-entropy; one descent
@@ -270,8 +273,11 @@ def _few_heavy_pixels(w: Tensor) -> World:
 
 
 def _in_the_box(norm: str) -> World:
-    """Pixels anywhere in [0,1]: the fall is sum |w_i| min(t |w_i|, room_i) with the t that uses eps (L2), or min(eps, room_i) (Linf)."""
-    w, eps = normals(1, D, key=1)[0], {"Linf": 0.4, "L2": 0.8}[norm]
+    """Pixels anywhere in [0,1]: the fall is sum |w_i| min(t |w_i|, room_i) with the t that uses eps (L2), or min(eps, room_i) (Linf).
+
+    L1 fills the room of the largest |w_i| in turn, L0 takes the eps largest |w_i| room_i.
+    """
+    w, eps = normals(1, D, key=1)[0], {"Linf": 0.4, "L2": 0.8, "L1": 3.3, "L0": 5}[norm]
     source, x = _pair(w, -w.sum() / 2), _uniforms(3, 60, 0, 1)
     y = source(x).argmax(1)
     room = torch.where((w > 0) == (y[:, None] == 0), 1 - x, x)
@@ -279,6 +285,14 @@ def _in_the_box(norm: str) -> World:
     def fall(row: int, size: float) -> float:
         if norm == "Linf":
             return float((w.abs() * room[row].clamp_max(size)).sum())
+        if norm == "L0":
+            return float((w.abs() * room[row]).sort(descending=True).values[: int(size)].sum())
+        if norm == "L1":
+            gained, left = 0.0, size
+            for i in w.abs().argsort(descending=True):
+                gained += float(w.abs()[i]) * min(float(room[row, i]), left)
+                left -= min(float(room[row, i]), left)
+            return gained
 
         def move(t: float) -> Tensor:
             return torch.minimum(t * w.abs(), room[row])
@@ -289,9 +303,11 @@ def _in_the_box(norm: str) -> World:
     judge = _margin(source, y)
     margins, most = -judge(x), torch.tensor([fall(i, eps) for i in range(len(x))], dtype=x.dtype)
     kept = [i for i in range(len(x)) if 0.2 * most[i] < margins[i] < 0.95 * most[i]][:N]
+    x, y, threat, optimum = x[kept], y[kept], BALLS[norm](eps, False), most[kept]
+    if norm == "L0":
+        return World(source, x, y, threat, _margin(source, y), optimum)
     least = [float(brentq(lambda e, i=i: fall(i, e) - float(margins[i]), 1e-9, eps, xtol=1e-15)) for i in kept]
-    x, y = x[kept], y[kept]
-    return World(source, x, y, BALLS[norm](eps, False), _margin(source, y), most[kept], torch.tensor(least, dtype=x.dtype))
+    return World(source, x, y, threat, _margin(source, y), optimum, torch.tensor(least, dtype=x.dtype))
 
 
 def _several_classes(norm: str, targeted: bool = False, edge: bool = False) -> World:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from firedoor import losses
 from firedoor.contracts import victims
+from firedoor.contracts.linear_world import VECTOR, LinearWorld
 from firedoor.contracts.subject import NORMS, Broken, Excused, Subject, at_least, at_most, need, rows, run
 from firedoor.errors import SpecError
-from firedoor.protocols import Access, Attack
+from firedoor.protocols import Access, Attack, Returned
 from firedoor.threat import Threat
 
 __all__ = [
@@ -24,7 +25,8 @@ __all__ = [
     "survives_a_dead_gradient",
 ]
 
-DISTANCE = 0.05  # to the boundary, in every linear fixture, L-inf
+FAR = 4.0  # times the distance: here an attack that stops at its first success gives itself away
+ONWARDS, SLOWLY_ONWARDS = 2.0, 1.3  # times the margin: what it must fall by there, with gradients and without
 FACTOR = 3.0  # times the spread of sign noise: what attacks must reach that transform, smooth, search or generalise
 MINIMAL: dict[str, object] = {
     "steps": 200,
@@ -35,41 +37,22 @@ MINIMAL: dict[str, object] = {
     "c": 0.1,
     "overshoot": 0.001,
 }
-UNAIMED = {"null", "universal", "generative"}  # one answer for all, or none: closed forms per example are no measure of them
 
 
-class _World:
-    """A two-class linear network on which every example has the same known distance, in one norm."""
-
-    def __init__(self, s: Subject, norm: str, n: int = 8) -> None:
-        self.w = victims.normals(*victims.SHAPE, key=2) if s.exact else victims.gentle()
-        flat = self.w.flatten()
-        self.margin = DISTANCE * float(flat.abs().sum())
-        self.x, self.y = victims.at_margin(self.w, n, self.margin)
-        self.aim = 1 - self.y if s.aimed else self.y
-        self.dual = float({"Linf": flat.abs().sum(), "L2": flat.square().sum().sqrt()}[norm])
-        self.distance = self.margin / self.dual
-        self.network = victims.centred(self.w, s.few)
-        self.noise = float(flat.square().sum().sqrt() / flat.abs().sum()) if norm == "Linf" else 1 / math.sqrt(flat.numel())
-
-    def fall(self, x_adv: Tensor, eps: float, y: Tensor | None = None) -> Tensor:
-        """(n,) by how much the margin of y fell, as a share of the most that eps allows."""
-        labels = self.y if y is None else y
-        with torch.no_grad():
-            before, after = (-losses.margin(self.network(x), labels) for x in (self.x, x_adv))
-        return (before - after) / (eps * self.dual)
-
-
-def _worlds(s: Subject) -> list[tuple[str, _World]]:
-    norms = [norm for norm in s.norms if norm in ("Linf", "L2")]
-    if not norms:
-        raise Excused("it takes neither Linf nor L2, and only there closed forms are checked here")
-    return [(norm, _World(s, norm)) for norm in norms]
+def _worlds(s: Subject) -> list[tuple[str, LinearWorld]]:
+    """Images in every norm that the attack takes, and vectors in the first one, as far as it takes either."""
+    images = s.takes(victims.SHAPE)
+    need(images or s.takes(VECTOR), f"it takes neither images nor vectors: {s.refusal(victims.SHAPE)}")
+    worlds = [(norm, LinearWorld(s, norm)) for norm in s.norms if images]
+    return [*worlds, (f"{s.norms[0]}, vectors", LinearWorld(s, s.norms[0], VECTOR))] if s.takes(VECTOR) else worlds
 
 
 def reaches_the_known_optimum(s: Subject) -> str:
-    """23: not a no-op. The closed form of a linear model, or a stated multiple of noise; and never the clean example on failure."""
-    return "; ".join(_minimum(s, n, w) if s.minimum else _fixed(s, n, w) for n, w in _worlds(s))
+    """23: not a no-op. The closed form of a linear model, or a stated multiple of noise; and never the clean example on failure.
+
+    At four times the distance it does what its semantics say: it goes on to its budget, or stays at the boundary.
+    """
+    return "; ".join((_minimum if s.minimum else _fixed)(s, where, world) for where, world in _worlds(s))
 
 
 def _large(s: Subject) -> dict[str, object]:
@@ -78,57 +61,83 @@ def _large(s: Subject) -> dict[str, object]:
     return {"steps": 20 if s.exact else 8, "queries": 400, "n": 30 if probing else 2, "probes": 30, "epochs": 3}
 
 
-def _fixed(s: Subject, norm: str, world: _World) -> str:
-    eps = 0.5 * world.distance
-    attack = s.make(s.ball(norm, eps), _large(s), classes=s.few)
-    x_adv = run(attack, s.source(world.network), world.x, world.aim)
-    same = int((rows(x_adv - world.x) == 0).sum())
-    where = f"{norm}, eps at half the distance"
-    at_most(same, 0, f"{where}: clean examples returned, of {len(world.x)}")
+def _attacked(s: Subject, world: LinearWorld, eps: float, targeted: bool | None = None) -> tuple[Attack, Tensor]:
+    """The attack within eps, with a large budget, and what it makes of the world."""
+    threat = s.ball(world.norm, eps) if targeted is None else NORMS[world.norm](eps, targeted)
+    attack = s.make(threat, MINIMAL if s.minimum else _large(s), tuple(world.x.shape[1:]), s.few)
+    return attack, run(attack, s.source(world.network), world.x, 1 - world.y if targeted else world.aim)
+
+
+def _fixed(s: Subject, where: str, world: LinearWorld) -> str:
+    eps = world.below(0.5)
+    attack, x_adv = _attacked(s, world, eps)
+    half = f"{where}, eps at half the distance"
+    at_most(int((rows(x_adv - world.x) == 0).sum()), 0, f"{half}: clean examples returned, of {len(world.x)}")
     used = float((attack.threat.size(x_adv - world.x) / eps).min())
     fall = world.fall(x_adv, eps)
-    at_most(float(fall.max()), 1 + 1e-6, f"{where}: largest fall of the margin over that of the optimum")
-    if s.family in UNAIMED:
-        at_least(used, 0.5 if s.family == "null" else 0.1, f"{where}: share of the budget used")
-        return f"{norm}: {used:.2f} of the budget used; no closed form binds the family {s.family!r}"
+    at_most(float(fall.max()), 1 + 1e-6, f"{half}: largest fall of the margin over that of the optimum")
+    if s.unaimed:
+        at_least(used, 0.5 if s.family == "null" else 0.1, f"{half}: share of the budget used")
+        return f"{where}: {used:.2f} of the budget used; no closed form binds the family {s.family!r}"
     if s.exact and s.stays:
-        bound = 0.99 if norm == "Linf" or not attack.semantics.stochastic else 0.9
-        text = at_least(float(fall.min()), bound, f"{where}: least fall of the margin over that of the optimum")
+        bound = 0.99 if world.norm == "Linf" or not attack.semantics.stochastic else 0.9
+        text = at_least(float(fall.min()), bound, f"{half}: least fall of the margin over that of the optimum")
     else:
-        text = at_least(
-            float(fall.mean()),
-            FACTOR * world.noise,
-            f"{where}: mean fall of the margin over the optimum's ({FACTOR:g} x sign noise)",
-        )
+        bound = FACTOR * world.noise(eps)
+        text = at_least(float(fall.mean()), bound, f"{half}: mean fall of the margin over the optimum's ({FACTOR:g} x sign noise)")
     if s.stays and s.sample.needs is Access.GRADIENTS:  # estimated steps cancel in part
-        at_least(used, 0.9 if s.exact else 0.5, f"{where}: share of the budget used")
+        at_least(used, 0.9 if s.exact else 0.5, f"{half}: share of the budget used")
     if s.exact:
-        _succeeds(s, norm, world, 1.5)
-    return text
+        _succeeds(s, where, world, 1.5)
+    return f"{text}, and {_as_declared(s, where, world)}"
 
 
-def _minimum(s: Subject, norm: str, world: _World) -> str:
-    eps = 0.5 * world.distance
-    x_adv = run(s.make(s.ball(norm, eps), MINIMAL, classes=s.few), s.source(world.network), world.x, world.aim)
+def _as_declared(s: Subject, where: str, world: LinearWorld) -> str:
+    """At FAR times the distance: `last` and `best loss` that never stop use the budget, `first success` and `closest` do not."""
+    eps = world.beyond(FAR)
+    attack, x_adv = _attacked(s, world, eps)
+    returned, stops = attack.semantics.returned, attack.semantics.stops
+    share = float((attack.threat.size(x_adv - world.x) / eps).mean())
+    far, used = f"{where}, eps at {FAR:g} times the distance", "mean share of the budget used"
+    if s.stays:
+        declared, seeing = f"as it is declared to go on ({returned.name}, {stops.name})", s.sample.needs is Access.GRADIENTS
+        fall = float((world.fall(x_adv, eps) * world.most(eps)).mean()) / world.margin
+        bound = ONWARDS if seeing else SLOWLY_ONWARDS
+        at_least(fall, bound, f"{far}: mean fall of the margin over what leads to the boundary, {declared}")
+        if seeing:
+            at_least(share, 0.5, f"{far}: {used}, {declared}")
+        return f"goes {fall:.2f} times as far as the boundary where it may go {FAR:g} times (at least {bound:g})"
+    if returned in (Returned.FIRST_SUCCESS, Returned.CLOSEST):
+        at_most(share, 0.5, f"{far}: {used}, as it is declared to stay at the boundary ({returned.name})")
+        return f"uses {share:.2f} of {FAR:g} times the distance (at most 0.5)"
+    return f"promises nothing beyond the boundary ({returned.name}, {stops.name})"
+
+
+def _minimum(s: Subject, where: str, world: LinearWorld) -> str:
+    eps = world.below(0.5)
+    _, x_adv = _attacked(s, world, eps)
     at_most(
         int((rows(x_adv - world.x) == 0).sum()),
         0,
-        f"{norm}: clean examples returned where the budget does not suffice, of {len(world.x)}",
+        f"{where}: clean examples returned where the budget does not suffice, of {len(world.x)}",
     )
     least = float(world.fall(x_adv, eps).min()) if s.exact else float(world.fall(x_adv, eps).mean())
-    at_least(least, 0.9 if s.exact else world.noise, f"{norm}, eps at half the distance: fall of the margin over the optimum's")
-    sizes = _succeeds(s, norm, world, 4.0) / world.distance
-    at_least(float(sizes.min()), 1 - 1e-6, f"{norm}: smallest distance over the true one")
-    return at_most(float(sizes.max()), 1.01 if s.exact else 1.6, f"{norm}: largest distance over the true one")
+    at_least(
+        least, 0.9 if s.exact else world.noise(eps), f"{where}, eps at half the distance: fall of the margin over the optimum's"
+    )
+    sizes = _succeeds(s, where, world, 4.0) / world.distance
+    at_least(float(sizes.min()), 1 - 1e-6, f"{where}: smallest distance over the true one")
+    return at_most(float(sizes.max()), 1.01 if s.exact else 1.6, f"{where}: largest distance over the true one")
 
 
-def _succeeds(s: Subject, norm: str, world: _World, times: float) -> Tensor:
+def _succeeds(s: Subject, where: str, world: LinearWorld, times: float) -> Tensor:
     """Every example fools the source at `times` the distance; the sizes it took."""
-    attack = s.make(s.ball(norm, times * world.distance), MINIMAL if s.minimum else _large(s), classes=s.few)
-    x_adv = run(attack, s.source(world.network), world.x, world.aim)
+    attack, x_adv = _attacked(s, world, world.beyond(times))
     with torch.no_grad():
         fooled = int((losses.margin(world.network(x_adv), world.y) >= -1e-9).sum())
-    at_least(fooled, len(world.x), f"{norm}, eps at {times:g} times the distance: examples that fool the source, of {len(world.x)}")
+    at_least(
+        fooled, len(world.x), f"{where}, eps at {times:g} times the distance: examples that fool the source, of {len(world.x)}"
+    )
     return attack.threat.size(x_adv - world.x)
 
 
@@ -157,7 +166,7 @@ def attacks_y_also_where_it_is_wrong(s: Subject) -> str:
     if right_still == len(x):
         raise Excused("it moves no example, right or wrong: clause 23 speaks of that")
     at_most(wrong_still, right_still, f"examples of {len(x)} left alone because the source gets them wrong")
-    if s.family in UNAIMED:
+    if s.unaimed:
         return f"all of {len(x)} wrong examples move; one answer for all looks at no label"
     alike = int((rows(right_adv - wrong_adv) == 0).sum())
     return at_most(alike, len(x) // 2, f"examples of {len(x)} attacked alike whether y or the prediction is the label")
@@ -198,8 +207,8 @@ def _fooled(s: Subject, network: nn.Module, x: Tensor, y: Tensor, eps: float, ch
     scale = {"Linf": 1.0, "L2": 8.0, "L1": 60.0, "L0": 60.0}[norm]
     attack = s.make(s.ball(norm, round(scale * eps) if norm == "L0" else scale * eps), changes)
     with torch.no_grad():
-        labels: Tensor = network(run(attack, s.source(network), x, y)).argmax(1)
-    return labels != y
+        logits: Tensor = network(run(attack, s.source(network), x, y))
+    return (logits.argmax(1) != y) & torch.isfinite(logits).all(1)  # what has no label fools nobody
 
 
 def aims_at_the_target(s: Subject) -> str:
@@ -210,27 +219,24 @@ def aims_at_the_target(s: Subject) -> str:
         need(not s.sample.semantics.targeted, f"a targeted threat is refused ({str(error)[:80]}), but semantics.targeted is True")
         raise Excused(f"it takes no targeted threat, says so, and refuses: {str(error)[:80]}") from None
     need(attack.semantics.targeted, "a targeted threat is taken, but semantics.targeted is False")
-    if s.family in UNAIMED and not (s.family == "generative" and s.sample.semantics.targeted):
+    if s.unaimed and not (s.family == "generative" and s.sample.semantics.targeted):
         raise Excused(f"the family {s.family!r} aims at no label of one example")
     texts = []
-    for norm, world in _worlds(s):
-        target, times = 1 - world.y, 1.5
-        eps = times * world.distance
-        attack = s.make(NORMS[norm](eps, True), MINIMAL if s.minimum else _large(s), classes=s.few)
-        x_adv = run(attack, s.source(world.network), world.x, target)
+    for where, world in _worlds(s):
+        target, eps = 1 - world.y, world.beyond(1.5)
+        _, x_adv = _attacked(s, world, eps, targeted=True)
         fall = world.fall(x_adv, eps)
         with torch.no_grad():
             lower = losses.cross_entropy(world.network(x_adv), target) < losses.cross_entropy(world.network(world.x), target)
             hit = int((losses.margin(world.network(x_adv), target) <= 1e-9).sum())
         if s.exact:
-            at_least(int(lower.sum()), len(target), f"{norm}: examples whose loss towards y_target falls, of {len(target)}")
+            at_least(int(lower.sum()), len(target), f"{where}: examples whose loss towards y_target falls, of {len(target)}")
             texts.append(
-                at_least(hit, len(target), f"{norm}: predictions that are y_target at 1.5 times the distance, of {len(target)}")
+                at_least(hit, len(target), f"{where}: predictions that are y_target at 1.5 times the distance, of {len(target)}")
             )
         else:
-            texts.append(
-                at_least(float(fall.mean()), 0.5 * FACTOR * world.noise, f"{norm}: mean move towards y_target over the optimum's")
-            )
+            bound = 0.5 * FACTOR * world.noise(eps)
+            texts.append(at_least(float(fall.mean()), bound, f"{where}: mean move towards y_target over the optimum's"))
     network, x, predicted = _four_classes()
     target = (predicted + 1) % 4
     x_adv = run(s.make(NORMS[s.norms[0]](0.05, True), _large(s)), s.source(network), x, target)
@@ -245,10 +251,11 @@ def survives_a_dead_gradient(s: Subject) -> str:
     if s.sample.needs is not Access.GRADIENTS or s.blind:
         raise Excused("it asks for no gradient")
     texts = []
-    norm, world = _worlds(s)[0]
+    world = _worlds(s)[0][1]
+    shape = tuple(world.x.shape[1:])
     for kind in ("zero", "nan", "inf", "none"):
-        threat = s.ball(norm, 0.9 * world.distance)
-        never = run(s.make(threat, classes=s.few), s.source(victims.Dead(world.network, kind, math.inf)), world.x, world.aim)
+        threat = s.ball(world.norm, world.below(0.9))
+        never = run(s.make(threat, {}, shape, s.few), s.source(victims.Dead(world.network, kind, math.inf)), world.x, world.aim)
         lost = int((~torch.isfinite(never)).flatten(1).any(1).sum())
         at_most(lost, 0, f"{kind} gradients: examples that are not finite, of {len(never)}")
         threat.check(never, world.x)
@@ -256,10 +263,10 @@ def survives_a_dead_gradient(s: Subject) -> str:
     return f"finite with zero, NaN, infinite and missing gradients; afterwards {', '.join(texts)}"
 
 
-def _back(s: Subject, threat: Threat, kind: str, world: _World) -> str:
+def _back(s: Subject, threat: Threat, kind: str, world: LinearWorld) -> str:
     changes: dict[str, object] = {**(MINIMAL if s.minimum else {}), "steps": 20}
-    attack: Attack = s.make(threat, changes, classes=s.few)
-    if attack.gradients <= 2 or s.family in UNAIMED:
+    attack: Attack = s.make(threat, changes, tuple(world.x.shape[1:]), s.few)
+    if attack.gradients <= 2 or s.unaimed:
         return f"{kind}: {attack.gradients} gradient(s), so there is no later one"
     later = run(attack, s.source(victims.Dead(world.network, kind, 2)), world.x, world.aim)
     fall = world.fall(later, threat.eps)

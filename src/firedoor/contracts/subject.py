@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from firedoor import seed
 from firedoor.contracts import victims
-from firedoor.errors import SpecError, UsageError
+from firedoor.errors import ModelRefused, SpecError, UsageError
 from firedoor.protocols import Access, Attack, Budget, Returned, Stops
 from firedoor.threat import L0, L1, L2, Linf, Threat
 
@@ -24,6 +25,7 @@ Maker = Callable[[Threat, tuple[int, ...], int, Mapping[str, object]], Attack]
 
 NORMS: dict[str, Callable[[float, bool], Any]] = {"Linf": Linf, "L2": L2, "L1": L1, "L0": L0}
 EXACT = {"gradient", "white box", "adaptive", "ensemble", ""}  # families that use the source's gradient as it is
+UNAIMED = {"null", "universal", "generative"}  # one answer for all, or none: closed forms per example are no measure of them
 
 
 class Broken(Exception):
@@ -55,11 +57,15 @@ class Clause:
 
 @dataclass(frozen=True)
 class Subject:
-    """One attack under judgement. `family`: as the catalogue says; "" for a stranger's, which is judged as a gradient attack."""
+    """One attack under judgement. `family`: as the catalogue says; "" is judged as a gradient attack.
+
+    `stranger`: the family is what the attack says of itself; that it aims at no example is believed where it learns beforehand.
+    """
 
     name: str
     maker: Maker
     family: str = ""
+    stranger: bool = False
 
     def make(
         self,
@@ -124,6 +130,32 @@ class Subject:
     def blind(self) -> bool:
         """Whether it asks the model nothing, not even while it prepares."""
         return self.sample.gradients == 0 and self.sample.queries == 0 and preparation(self.sample) == 0
+
+    @property
+    def unaimed(self) -> bool:
+        """Whether it has one answer for all examples, or none: then no closed form binds it."""
+        return self.family in UNAIMED and (not self.stranger or preparation(self.sample) > 0)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether it takes inputs of that shape."""
+        return self.refusal(shape) is None
+
+    def refusal(self, shape: tuple[int, ...]) -> Exception | None:
+        """The error with which it refuses inputs of that shape."""
+        if shape not in self._refusals:
+            self._refusals[shape] = None
+            w = victims.normals(self.few, math.prod(shape), key=3)
+            network = victims.DeepLinear(w, 0.0, shape[0]) if len(shape) == 3 else victims.Linear(w)
+            try:
+                attack = self.make(self.threat(0.1), {}, shape, self.few)
+                run(attack, self.source(network), victims.images(2, shape, 0.2, 0.8), torch.tensor([0, 1]))
+            except (SpecError, ModelRefused) as error:
+                self._refusals[shape] = error
+        return self._refusals[shape]
+
+    @cached_property
+    def _refusals(self) -> dict[tuple[int, ...], Exception | None]:
+        return {}
 
     @property
     def few(self) -> int:
