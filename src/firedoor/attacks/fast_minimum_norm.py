@@ -53,8 +53,8 @@ class FMN:
         need_whole(self.steps, 1, "FMN: steps")
         need_number(self.step_size, 0, math.inf, "FMN: step_size")
         need_number(self.gamma, LAST_GAMMA, 1, "FMN: gamma")
-        if self.threat.norm not in WITHIN:
-            raise SpecError(f"FMN knows balls of {', '.join(WITHIN)}, got {self.threat.norm}. Choose one of them.")
+        if self.threat.norm not in (*WITHIN, "L0"):
+            raise SpecError(f"FMN knows balls of {', '.join(WITHIN)}, L0, got {self.threat.norm}. Choose one of them.")
 
     @property
     def gradients(self) -> int:
@@ -82,7 +82,10 @@ class FMN:
             radius = _next_radius(radius, margin, g, threat.size(x_adv - x), found, gamma, threat)
             radius = torch.where(wrong, threat.eps, radius)
             step = annealed(self.step_size, self.step_size / 100, k, self.steps) * L2(1.0).steepest(g)
-            x_adv = boxed(x + WITHIN[threat.norm](x_adv + step - x, radius))
+            if threat.norm == "L0":
+                x_adv = x + _on_few_pixels(boxed(x_adv + step) - x, radius, g, x)
+            else:
+                x_adv = boxed(x + WITHIN[threat.norm](x_adv + step - x, radius))
         found = closer(found, x_adv, (margin_at(model, x_adv, y, threat) > 0) & ~wrong, x, threat)
         return outcome(found, x_adv, x, threat)
 
@@ -148,9 +151,9 @@ def boxed(x: Tensor) -> Tensor:
 
 def _next_radius(radius: Tensor, margin: Tensor, g: Tensor, size: Tensor, found: Found, gamma: float, threat: Threat) -> Tensor:
     before, beyond = found.size == math.inf, margin > 0
-    if threat.norm == "L0":  # whole pixels: at least one more, or one less
+    if threat.norm == "L0":  # whole pixels: at least one more, or one less; never more than eps, as a choice among more of them differs
         less, more = (radius - 1).minimum((radius * (1 - gamma)).floor()), (radius + 1).maximum((radius * (1 + gamma)).floor())
-        return torch.where(beyond, less.minimum(found.size), more).clamp_min(1)
+        return torch.where(beyond, less.minimum(found.size), more.clamp_max(threat.eps)).clamp_min(1)
     slope = (g * threat.steepest(g)).flatten(1).sum(1)  # the dual norm of g
     ahead = torch.where(slope > 0, margin.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0.0)
     usual = radius * (1 + gamma)
@@ -179,9 +182,13 @@ def _within_l1(delta: Tensor, radius: Tensor) -> Tensor:
     return delta.sign() * (flat - threshold).clamp_min(0).view_as(delta)
 
 
-def _within_l0(delta: Tensor, radius: Tensor) -> Tensor:
-    """The `radius` pixels that changed most; a pixel of an image is all its channels at one place."""
-    worth = (delta.square().sum(1) if delta.dim() == 4 else delta.square()).flatten(1)
+def _on_few_pixels(delta: Tensor, radius: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    """delta on the `radius` pixels that gain most at the edge of the box; a pixel of an image is all its channels at one place.
+
+    The paper keeps the pixels that changed most. Those may have no room left, and cost a pixel more on a linear model.
+    """
+    gain = g * ((g > 0).to(x.dtype) - x)
+    worth = (gain.sum(1) if gain.dim() == 4 else gain).flatten(1)
     place = worth.argsort(dim=1, descending=True).argsort(dim=1)
     kept = place < radius[:, None]
     return delta * (kept.view(len(delta), 1, *delta.shape[2:]) if delta.dim() == 4 else kept.view_as(delta))
@@ -191,5 +198,4 @@ WITHIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Linf": _within_linf,
     "L2": _within_l2,
     "L1": _within_l1,
-    "L0": _within_l0,
 }

@@ -114,22 +114,16 @@ def _as_declared(s: Subject, where: str, world: LinearWorld) -> str:
 
 
 def _minimum(s: Subject, where: str, world: LinearWorld) -> str:
-    eps, counted = (
-        world.below(0.5),
-        world.norm == "L0",
-    )  # whole pixels: one too many counts for much, and projections keep the largest
+    eps = world.below(0.5)
     _, x_adv = _attacked(s, world, eps)
-    at_most(
-        int((rows(x_adv - world.x) == 0).sum()),
-        0,
-        f"{where}: clean examples returned where the budget does not suffice, of {len(world.x)}",
-    )
+    still = int((rows(x_adv - world.x) == 0).sum())
+    at_most(still, 0, f"{where}: clean examples returned where the budget does not suffice, of {len(world.x)}")
     fall = world.fall(x_adv, eps)
-    least, bound = (float(fall.min()), 0.75 if counted else 0.9) if s.exact else (float(fall.mean()), world.noise(eps))
+    least, bound = (float(fall.min()), 0.9) if s.exact else (float(fall.mean()), world.noise(eps))
     at_least(least, bound, f"{where}, eps at half the distance: fall of the margin over the optimum's")
     sizes = _succeeds(s, where, world, FAR) / world.distance
     at_least(float(sizes.min()), 1 - 1e-6, f"{where}: smallest distance over the true one")
-    most = (1.5 if counted else 1.01) if s.exact else 1.6
+    most = 1.01 if s.exact else 1.6
     return at_most(float(sizes.max()), most, f"{where}: largest distance over the true one")
 
 
