@@ -42,12 +42,13 @@ class Attack:
 
 @dataclass(frozen=True)
 class Target:
-    """What a study says of a target. relaxed: its relax is another model than itself."""
+    """What a study says of a target. relaxed: its relax is another model than itself. abstains: label 10 means rejected."""
 
     name: str
     random: bool = False
     relaxed: bool = False
     strippable: bool = False
+    abstains: bool = False
     family: str = "none"
     exhibit: bool = False
     recipe: str = ""
@@ -183,6 +184,7 @@ class Draft:
                     "exhibit": t.exhibit,
                     "stochastic": t.random,
                     "strippable": t.strippable,
+                    "abstains": t.abstains,
                     "recipe": t.recipe,
                 }
                 for t in self.targets

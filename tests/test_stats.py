@@ -29,7 +29,7 @@ from firedoor.store import FileStore
 from firedoor.study import Study
 from firedoor.symptoms import gradient_signs
 from firedoor.threat import L2, Linf, Threat
-from reading_fakes import Attack, Draft, Source, Target, mask
+from reading_fakes import CLASSES, Attack, Draft, Source, Target, mask
 
 # ---------------------------------------------------------------- intervals
 
@@ -242,6 +242,37 @@ def test_minus_one_is_neither_right_nor_wrong() -> None:
         assert over(matrix, "t", only) is None
     with pytest.raises(SpecError, match="Did you mean 't'"):
         stats.clean_accuracy(matrix, "T")
+
+
+def detecting(random: bool) -> Matrix:
+    """Ten examples. Under attack: 0 to 2 rejected, 3 and 4 fooled, the others right. Of the clean ones the last is rejected."""
+    y = np.arange(N) % CLASSES
+    labels = np.where(mask(N, 0, 1, 2), CLASSES, np.where(mask(N, 3, 4), (y + 1) % CLASSES, y))
+    clean = np.where(mask(N, 9), CLASSES, y)
+    draft = Draft(y, [Target("t", abstains=True, random=random)], draws=2)
+    draft.clean["t"] = clean
+    again = np.stack([labels, np.where(mask(N, 0), y, labels)], 1)  # in its second draw it lets the first one pass, rightly
+    draft.cells["s", "a", "t"] = again if random else labels
+    return draft.matrix()
+
+
+def test_a_detector_has_a_strict_and_a_lenient_reading_and_false_positives() -> None:
+    matrix, pairs = detecting(random=False), [("s", "a")]
+    strict, lenient = stats.worst_pair(matrix, "t", pairs), stats.worst_pair(matrix, "t", pairs, lenient=True)
+    assert strict == (stats.wilson(5, 10), ("s", "a")), "strict: the three that are rejected are errors"
+    assert lenient == (stats.wilson(8, 10), ("s", "a")), "lenient: only the two that are fooled are"
+    assert stats.worst_case(matrix, "t", pairs, lenient=True) == stats.wilson(8, 10)
+    assert stats.false_positives(matrix, "t") == stats.wilson(1, 10)
+    assert stats.clean_accuracy(matrix, "t") == stats.wilson(9, 10), "a clean image that is rejected is an error in both readings"
+
+
+def test_a_random_detector_is_read_by_shares_of_draws() -> None:
+    matrix = detecting(random=True)
+    right, rejected = matrix.right("s", "a", "t"), matrix.rejected("s", "a", "t")
+    assert right is not None and rejected is not None
+    assert right.tolist() == [0.5, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert rejected.tolist() == [0.5, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert matrix.rejected("s", "a", "t") is not None and matrix.rejected("itself", "a", "t") is None
 
 
 def test_rates_over_cells_by_hand() -> None:
@@ -475,7 +506,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("linear"))
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_every_cell_of_linear_models_is_its_closed_form(norm: str, folder: str) -> None:
     study, matrix = linear_matrix(norm, folder)
     rates = set()

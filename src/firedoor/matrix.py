@@ -66,14 +66,21 @@ class Matrix:
     def right(self, source: str, attack: str, target: str) -> Shares | None:
         """(n,) share of draws with the true label; None where the cell was not run or holds a -1."""
         at = self._at(source, attack, target)
-        found: Shares | None = self.remember(("right", at), lambda: self._right(at, target))
+        found: Shares | None = self.remember(("right", at), lambda: _share(self._labels(at, target), self.y))
         return found
 
     def clean(self, target: str) -> Shares:
         """(n,) share of draws with the true label on the clean images."""
-        t = self._index("target", target)
-        labels = self._values("clean_draws")[self._random[target]] if self.is_random(target) else self._values("clean")[t][:, None]
-        return np.asarray((labels == self.y[:, None]).mean(1))
+        return np.asarray((self._clean_labels(target) == self.y[:, None]).mean(1))
+
+    def rejected(self, source: str, attack: str, target: str) -> Shares | None:
+        """(n,) share of draws with the answer after the last class: none of them. None as for `right`."""
+        labels = self._labels(self._at(source, attack, target), target)
+        return _share(labels, np.full(len(self.y), len(self.meta["classes"])))
+
+    def clean_rejected(self, target: str) -> Shares:
+        """(n,) the same on the clean images."""
+        return np.asarray((self._clean_labels(target) == len(self.meta["classes"])).mean(1))
 
     def noise(self, target: str) -> list[Shares]:
         """For each draw of random sign noise that was answered in full, (n,) 1 where the label is the true one."""
@@ -126,10 +133,18 @@ class Matrix:
         buffer = io.BytesIO(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT"))
         write_atomically(file, buffer.getvalue())
 
-    def _right(self, at: tuple[int, int, int], target: str) -> Shares | None:
+    def _labels(self, at: tuple[int, int, int], target: str) -> np.ndarray:
+        """(n, draws) of one cell."""
         if self.is_random(target):
-            return _share(self._values("draws")[at[0], at[1], self._random[target]], self.y)
-        return _share(self._values("predicted")[at][:, None], self.y)
+            return np.asarray(self._values("draws")[at[0], at[1], self._random[target]])
+        return np.asarray(self._values("predicted")[at][:, None])
+
+    def _clean_labels(self, target: str) -> np.ndarray:
+        """(n, draws) on the clean images."""
+        t = self._index("target", target)
+        if self.is_random(target):
+            return np.asarray(self._values("clean_draws")[self._random[target]])
+        return np.asarray(self._values("clean")[t][:, None])
 
     @cached_property
     def _random(self) -> dict[str, int]:

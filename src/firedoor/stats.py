@@ -21,6 +21,7 @@ __all__ = [
     "clean_drop",
     "clopper_pearson",
     "excess_transfer",
+    "false_positives",
     "holm",
     "loss",
     "mcnemar",
@@ -72,6 +73,11 @@ def clean_drop(matrix: Matrix, target: str, control: str) -> Estimate:
     return _difference(matrix.clean(control), matrix.clean(target))
 
 
+def false_positives(matrix: Matrix, target: str) -> Estimate:
+    """Share of clean images that a detector rejects."""
+    return mean(matrix.clean_rejected(target))
+
+
 def robust_accuracy(matrix: Matrix, source: str, attack: str, target: str) -> Estimate | None:
     """Right on x_adv, clean errors included; None where the cell was not run."""
     right = matrix.right(source, attack, target)
@@ -112,12 +118,13 @@ def excess_transfer(matrix: Matrix, source: str, attack: str, target: str) -> Es
 # ---------------------------------------------------------------- rates over cells
 
 
-def worst_pair(matrix: Matrix, target: str, pairs: Sequence[Pair]) -> tuple[Estimate, Pair] | None:
+def worst_pair(matrix: Matrix, target: str, pairs: Sequence[Pair], lenient: bool = False) -> tuple[Estimate, Pair] | None:
     """The least robust accuracy over (source, attack), and where. The bootstrap takes the minimum anew each time.
 
     The interval is never narrower than that of the worst pair alone, and reaches as far up as the bootstrap reaches down.
+    `lenient`: a rejected example counts as right.
     """
-    rows, kept = _rights(matrix, target, pairs)
+    rows, kept = _rights(matrix, target, pairs, lenient)
     if not kept:
         return None
     means = rows.mean(1)
@@ -141,9 +148,9 @@ def worst_pair_split(matrix: Matrix, target: str, pairs: Sequence[Pair]) -> Esti
     return mean(np.concatenate([even[int(odd.mean(1).argmin())], odd[int(even.mean(1).argmin())]]))
 
 
-def worst_case(matrix: Matrix, target: str, pairs: Sequence[Pair]) -> Estimate | None:
-    """Right under every pair, per example: never above worst_pair."""
-    rows, kept = _rights(matrix, target, pairs)
+def worst_case(matrix: Matrix, target: str, pairs: Sequence[Pair], lenient: bool = False) -> Estimate | None:
+    """Right under every pair, per example: never above worst_pair. `lenient`: a rejected example counts as right."""
+    rows, kept = _rights(matrix, target, pairs, lenient)
     return mean(rows.min(0)) if kept else None
 
 
@@ -177,9 +184,11 @@ def loss(matrix: Matrix, target: str, pairs: Sequence[Pair]) -> tuple[Estimate, 
 # ---------------------------------------------------------------- private
 
 
-def _rights(matrix: Matrix, target: str, pairs: Sequence[Pair]) -> tuple[np.ndarray, list[Pair]]:
-    found = [(matrix.right(s, a, target), (s, a)) for s, a in pairs]
+def _rights(matrix: Matrix, target: str, pairs: Sequence[Pair], lenient: bool = False) -> tuple[np.ndarray, list[Pair]]:
+    found = [(matrix.right(*p, target), p) for p in pairs]
     kept = [(right, pair) for right, pair in found if right is not None]
+    if lenient:
+        kept = [(right + rejected, p) for right, p in kept if (rejected := matrix.rejected(*p, target)) is not None]
     return np.array([right for right, _ in kept]), [pair for _, pair in kept]
 
 

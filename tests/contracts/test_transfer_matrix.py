@@ -33,15 +33,17 @@ class Noise(Nothing):
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         return SignNoise(self.threat)(model, x, y)
 
+NORMS = ["Linf", pytest.param("L2", marks=pytest.mark.slow)]
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_every_rate_lies_in_its_interval_of_the_closed_form(norm: str) -> None:
     cells, failures = check(norms=(norm,))
     assert cells >= 4 * 4 * 4, f"{cells} cells checked, needed 64 or more"
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("null", [Nothing, Noise])
 def test_doing_nothing_and_noise_are_outside(null: type[Nothing], norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer_matrix, "N", 1000)

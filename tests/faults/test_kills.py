@@ -13,6 +13,17 @@ from pathlib import Path
 
 import pytest
 
+TINY = (
+    'name="tiny"',
+    'sources={mlp={architecture={type="MLP"},fit={epochs=2}}}',
+    'targets={plain={architecture={type="MLP"},seed=1,fit={epochs=2}}}',
+    "attacks={FGSM={},MI_FGSM={steps=3}}",
+    'white_box={PGD={steps=3,keep="best"}}',
+    "seen=[]",
+    "public=[]",
+    "models={}",
+    "data.splits={train=400,development=100,evaluation=60}",
+)
 SMALL = (
     'name="small"',
     "draws=2",
@@ -75,6 +86,12 @@ def kills(study: tuple[str, ...], folder: Path, count: int, seed: int) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_tiny_study_survives_kills(tmp_path: Path) -> None:
+    kills(TINY, tmp_path, count=2, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_small_study_survives_kills(tmp_path: Path) -> None:
     kills(SMALL, tmp_path, count=2, seed=1)
 

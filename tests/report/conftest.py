@@ -236,6 +236,13 @@ def make_summary(hostile: tuple[str, ...] = HOSTILE) -> dict[str, Any]:
                 "inference_passes_multiple": 1.0,
                 "stochastic": i in (14, 15),
                 "worst_of_k": {"1": rate(at), "5": rate(at * 0.8), "20": rate(at * 0.7)} if i in (14, 15) else None,
+                "detector": {
+                    "false_positives": rate(0.05),
+                    "lenient_worst_pair": rate(at * 1.2),
+                    "lenient_white_box_accuracy": None,
+                }
+                if i == 7
+                else None,
                 "against_control": None
                 if i == 0
                 else {

@@ -95,3 +95,11 @@ def test_a_chart_holds_one_mark_per_target_and_only_known_attributes(summary):
 def test_one_target_and_no_target_can_be_drawn():
     assert plots.pareto([_mark("t0", 100, 0)], 0.0, 300, 300, "p") is not None
     assert plots.pareto([], 0.5, 300, 300, "p") is None
+
+
+def test_a_detector_shows_its_false_positives_beside_both_readings(summary):
+    name = next(t["name"] for t in summary["targets"] if t["detector"])
+    rows = {r.name: dict(r.facts) for r in tables.target_rows(summary)}
+    assert rows[name]["Clean images rejected (false positives)"].startswith("5.0 %")
+    assert rows[name]["White box, if rejecting an adversarial example counts as right"] == "not measured"
+    assert sum(any("rejecting" in k for k in facts) for facts in rows.values()) == 1, "no other target rejects anything"

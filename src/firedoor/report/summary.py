@@ -106,6 +106,7 @@ def _target(matrix: Matrix, target: str, live: list[Symptom], cost: dict[str, An
         "train_passes_multiple": cost.get("train_passes_multiple"),
         "inference_seconds_per_image": cost.get("inference_seconds_per_image"),
         "worst_of_k": None,
+        "detector": _detector(matrix, target, pairs) if facts.get("abstains") else None,
         "against_control": None,
     }
     for part, seen in (("seen", True), ("held_out", False)):
@@ -118,6 +119,16 @@ def _target(matrix: Matrix, target: str, live: list[Symptom], cost: dict[str, An
         draws = int(meta["draws"])
         row["worst_of_k"] = {str(k): _rate(stats.worst_of_k(matrix, target, worst[1], draws, k)) for k in (1, 5, 20)}
     return row
+
+
+def _detector(matrix: Matrix, target: str, pairs: list[stats.Pair]) -> dict[str, Rate]:
+    """What rejecting costs and brings: clean images rejected, and what stands if a rejected adversarial example counts as right."""
+    worst = stats.worst_pair(matrix, target, pairs, lenient=True)
+    return {
+        "false_positives": _rate(stats.false_positives(matrix, target)),
+        "lenient_worst_pair": _rate(worst[0] if worst else None),
+        "lenient_white_box_accuracy": _rate(stats.worst_case(matrix, target, own_pairs(matrix, target, False), lenient=True)),
+    }
 
 
 def _compare_with_control(matrix: Matrix, rows: list[dict[str, Any]]) -> None:

@@ -41,6 +41,11 @@ RELATIVE = {  # rows whose source is another model for every target, in reading 
     "itself, identity": "S5: each target attacked around its defence, by the gradient of the identity",
     NAIVE: "each target attacked by its gradient as it stands",
 }
+DETECTOR = {
+    "false_positives": "Clean images rejected (false positives)",
+    "lenient_worst_pair": "Worst pair, if rejecting an adversarial example counts as right",
+    "lenient_white_box_accuracy": "White box, if rejecting an adversarial example counts as right",
+}
 SHADES = 20
 EFFECTS = {"void": "leaves every rate", "cap": "may prove a break only", "mask": "sign of false security", "note": "printed only"}
 STATUS_ORDER = {"fail": 0, "suspect": 1, "void": 2, "not_run": 3, "pass": 4}
@@ -247,6 +252,9 @@ def _facts(t: Summary, figures: Mapping[str, Figure]) -> tuple[tuple[str, str], 
         facts.append(("Exact paired test", f"{tests}; {versus['gained']} images gained, {versus['lost']} lost"))
     for k, rate in (t.get("worst_of_k") or {}).items():
         facts.append((f"Right in all of {visible(k)} submissions", str(percent(rate))))
+    for key, said in DETECTOR.items():
+        if t.get("detector"):
+            facts.append((said, str(percent(t["detector"][key]))))
     if t.get("train_seconds") is not None:
         facts.append(("Training time", f"{number(t['train_seconds'])} s"))
     for key, name in (("train_passes_multiple", "Training passes"), ("inference_passes_multiple", "Inference passes")):
