@@ -34,6 +34,7 @@ LAYERS = [
         "device",
         "intervals",
         "expectation",
+        "members",
     },
     ROOMS,
     {

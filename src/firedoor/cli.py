@@ -124,6 +124,37 @@ def plan(
 
 
 @app.command()
+def train(
+    study: StudyFile,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A target or source of the study that is trained by itself.")],
+    store: StoreAt = ".firedoor",
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    trust: Trust = False,
+) -> None:
+    """Train one network of a study into the store, and go on where a killed training was.
+
+    Several processes train it together: accelerate launch --num_processes 2 -m firedoor train STUDY.toml NAME
+    """
+    loaded = _load(study, _overrides(set_, seed, None), trust)
+    from firedoor import device as devices
+    from firedoor import harden
+    from firedoor.store import FileStore
+
+    first = harden.first_process()
+    with devices.using(device), _progress(quiet or as_json or not first) as progress:
+        found = harden.train(loaded, name, FileStore(store), progress)
+    if as_json and first:
+        _print_json(found)
+    elif not quiet and first:
+        text = f"{name} was trained {found['trained']}: {_duration(found['seconds'])}, {found['passes']:.1f} passes per example and epoch."
+        _console().print(f"{text} Events: {found['events']}", markup=False, highlight=False)
+
+
+@app.command()
 def certify(
     study: StudyFile,
     target: Annotated[

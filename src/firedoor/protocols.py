@@ -106,6 +106,15 @@ class Architecture(Protocol):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module: ...
 
 
+class Unfinished(Protocol):
+    """Where a long piece of work keeps what it needs to go on after it was killed, and tells what happens."""
+
+    def save(self, tensors: dict[str, Tensor], record: dict[str, object]) -> None: ...
+    def load(self) -> tuple[dict[str, Tensor], dict[str, object]] | None: ...
+    def clear(self) -> None: ...
+    def note(self, event: dict[str, object]) -> None: ...
+
+
 class Store(Protocol):
     """Where expensive results live under the fingerprint of what they are a function of."""
 
@@ -116,6 +125,8 @@ class Store(Protocol):
         make: Callable[[], tuple[dict[str, Tensor], dict[str, object]]],
         current: Callable[[dict[str, object]], bool] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, object]]: ...
+
+    def unfinished(self, kind: str, inputs: dict[str, object]) -> Unfinished | None: ...  # None: nothing is kept meanwhile
 
     def live(self, model: Model) -> Classifier: ...  # loaded once, kept as long as the store object
 
@@ -295,6 +306,8 @@ class Training(Protocol):
     def passes(self) -> float: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def record(self) -> dict[str, object]: ...  # plain values to keep beside the weights
 
 
 class Fit(Protocol):
@@ -307,7 +320,15 @@ class Fit(Protocol):
     @property
     def average_from(self) -> float | None: ...
 
-    def train(self, module: nn.Module, split: Split, store: Store, seed: int) -> Training: ...
+    def train(
+        self,
+        module: nn.Module,
+        split: Split,
+        store: Store,
+        seed: int,
+        work: Unfinished | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Training: ...
 
 
 class Wrapper(Protocol):

@@ -19,7 +19,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["forked", "integers", "normal", "normal_as_dropout", "order", "own_streams", "philox", "streams", "subset", "uniform"]
+__all__ = [
+    "forked",
+    "generator_state",
+    "integers",
+    "normal",
+    "normal_as_dropout",
+    "order",
+    "own_streams",
+    "philox",
+    "restore_generator",
+    "streams",
+    "subset",
+    "uniform",
+]
 
 MASK = 0xFFFFFFFF
 TURN = 0x1E3779B97F4A7C15  # odd, so that turns of an example never meet
@@ -107,6 +120,16 @@ def integers(like: Float[Tensor, "n *shape"], high: int) -> Int64[Tensor, " n"]:
     """One whole number of 0..high-1 per row of `like`, keyed as in `uniform`."""
     row = like.detach().reshape(len(like), -1)[:, :1]
     return (_bits(row)[:, 0] * high) >> 32
+
+
+def generator_state() -> Tensor:
+    """Where torch's global generator on the CPU stands, as bytes."""
+    return torch.random.get_rng_state()
+
+
+def restore_generator(state: Tensor) -> None:
+    """Put torch's global generator on the CPU back."""
+    torch.random.set_rng_state(state)
 
 
 @contextmanager

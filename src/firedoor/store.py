@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from firedoor.spec import canonical
 __all__ = ["FileStore", "key_of"]
 
 SCHEMA = 1
+CHECKPOINT = "checkpoint"
 CRAFTS_KEPT = 16
 WRITES = 5
 Made = tuple[dict[str, Tensor], dict[str, object]]
@@ -32,6 +34,36 @@ Made = tuple[dict[str, Tensor], dict[str, object]]
 def key_of(kind: str, inputs: dict[str, object]) -> str:
     """sha256 (hex) of everything that an object is a function of."""
     return hashlib.sha256(canonical({"schema": SCHEMA, "kind": kind, "inputs": inputs}).encode()).hexdigest()
+
+
+class UnfinishedObject:
+    """What is kept while an object is being made: its last checkpoint, and a line of events.jsonl for each thing that happened."""
+
+    def __init__(self, store: FileStore, kind: str, inputs: dict[str, object]) -> None:
+        self._store = store
+        self._inputs: dict[str, object] = {"of": kind, "inputs": inputs}
+        self.events = store.root / "events" / f"{key_of(kind, inputs)}.jsonl"
+
+    def save(self, tensors: dict[str, Tensor], record: dict[str, object]) -> None:
+        """Replaces the last checkpoint, whole or not at all."""
+        self._store._put(CHECKPOINT, self._inputs, tensors, record)
+
+    def load(self) -> Made | None:
+        """The last checkpoint, if there is a sound one."""
+        return self._store.peek(CHECKPOINT, self._inputs)
+
+    def clear(self) -> None:
+        """The work is done: forget the checkpoint."""
+        self._store._file(key_of(CHECKPOINT, self._inputs)).unlink(missing_ok=True)
+
+    def note(self, event: dict[str, object]) -> None:
+        """Append a line to events.jsonl."""
+        try:
+            self.events.parent.mkdir(exist_ok=True)
+            with self.events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self.events} cannot be written ({error.strerror}). Free space, or give another --store.") from None
 
 
 class FileStore:
@@ -70,6 +102,10 @@ class FileStore:
         if found is None:
             raise StoreError(f"an object written to {self.root} could not be read back. Check the disk, or give another --store.")
         return found
+
+    def unfinished(self, kind: str, inputs: dict[str, object]) -> UnfinishedObject:
+        """Where the making of this object may keep checkpoints and events."""
+        return UnfinishedObject(self, kind, inputs)
 
     def live(self, model: Model) -> Classifier:
         """The loaded classifier, kept as long as this object."""

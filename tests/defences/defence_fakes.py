@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from firedoor import seed
+from firedoor.defences.fit import Fit
 from firedoor.protocols import Access, Classifier, Model, Semantics, Split, Store
 from firedoor.spec import canonical
 from firedoor.threat import Linf, Threat
@@ -41,11 +42,24 @@ class DictStore:
     def has(self, kind: str, inputs: dict[str, object]) -> bool:
         return kind + canonical(inputs) in self.kept
 
+    def unfinished(self, kind: str, inputs: dict[str, object]) -> None:
+        return None
+
     def live(self, model: Model) -> Classifier:
         return model.load(self)
 
     def peek(self, kind: str, inputs: dict[str, object]) -> Any:
         return self.kept.get(kind + canonical(inputs))
+
+
+def each_epoch(fit: Fit, do: Callable[[], object]) -> Callable[[int, int], None]:
+    """For `on_step`: calls `do` after the last batch of each epoch."""
+
+    def step(done: int, steps: int) -> None:
+        if done % (steps // fit.epochs) == 0:
+            do()
+
+    return step
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class Ascent:
             if self.fails:
                 raise RuntimeError("the attack broke")
             (gradient,) = torch.autograd.grad(loss, x_adv)
-            x_adv = self.threat.project(x_adv.detach() + self.share * self.threat.eps * self.threat.steepest(gradient), x)
+            x_adv = self.threat.step(x_adv.detach(), x, gradient, self.share * self.threat.eps)
         return x_adv.detach()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from defence_fakes import Ascent, DictStore, Net, Toy, net, same, weights
+from defence_fakes import Ascent, DictStore, Net, Toy, each_epoch, net, same, weights
 from torch import Tensor, nn
 
 from firedoor.defences.fit import Fit
@@ -106,7 +106,7 @@ def test_a_last_batch_of_one_is_dropped_and_every_other_example_seen_once_per_ep
 def test_average_is_the_mean_of_the_weights_and_buffers_passed_through() -> None:
     module, visited = net(DATA), []
     fit = Fit(epochs=8, batch_size=16, lr=0.05, schedule="constant", average_from=0.75)
-    fit.train(module, SPLIT, DictStore(), 0, on_epoch=lambda done, epochs: visited.append(weights(module)))
+    fit.train(module, SPLIT, DictStore(), 0, on_step=each_epoch(fit, lambda: visited.append(weights(module))))
     assert len(visited) == 8
     for name, value in weights(module).items():
         if value.is_floating_point():
@@ -118,11 +118,11 @@ def test_average_is_the_mean_of_the_weights_and_buffers_passed_through() -> None
 def test_cosine_cycles_give_one_snapshot_each_and_restart_the_rate() -> None:
     module, visited = net(DATA), []
     fit = Fit(epochs=6, batch_size=20, lr=0.05, schedule="cosine-cycles", cycles=3)
-    training = fit.train(module, SPLIT, DictStore(), 0, on_epoch=lambda done, epochs: visited.append(weights(module)))
+    training = fit.train(module, SPLIT, DictStore(), 0, on_step=each_epoch(fit, lambda: visited.append(weights(module))))
     assert len(training.members) == 3
     for member, at in zip(training.members, (1, 3, 5), strict=True):
         assert same(member, visited[at])
-    rates = [fit._rate(step, 18) for step in range(18)]
+    rates = [fit.rate(step, 18) for step in range(18)]
     assert rates[0] == rates[6] == rates[12] == 0.05
     assert rates[5] < 0.1 * rates[0]
     assert rates[:6] == sorted(rates[:6], reverse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from defence_fakes import Ascent, DictStore, Fixed, Net, Toy, net, same, weights
+from defence_fakes import Ascent, DictStore, Fixed, Net, Toy, each_epoch, net, same, weights
 from torch import Tensor, nn
 
 from firedoor import seed, spec
@@ -492,7 +492,7 @@ class Collapse:
 def test_a_collapse_ends_the_training_with_the_best_weights(more: dict[str, Any]) -> None:
     loss, after, module = Collapse(4), [], net(DATA)
     fit = Fit(loss=loss, epochs=12, batch_size=16, lr=0.05, **more)
-    training = fit.train(module, SPLIT, DictStore(), 0, on_epoch=lambda done, epochs: after.append(weights(module)))
+    training = fit.train(module, SPLIT, DictStore(), 0, on_step=each_epoch(fit, lambda: after.append(weights(module))))
     assert loss.seen[-1], "the guard did not stop it"
     assert not any(loss.seen[:-1])
     assert 5 <= len(loss.seen) < 12, loss.seen

@@ -151,7 +151,9 @@ def boxed(x: Tensor) -> Tensor:
 
 def _next_radius(radius: Tensor, margin: Tensor, g: Tensor, size: Tensor, found: Found, gamma: float, threat: Threat) -> Tensor:
     before, beyond = found.size == math.inf, margin > 0
-    if threat.norm == "L0":  # whole pixels: at least one more, or one less; never more than eps, as a choice among more of them differs
+    if (
+        threat.norm == "L0"
+    ):  # whole pixels: at least one more, or one less; never more than eps, as a choice among more of them differs
         less, more = (radius - 1).minimum((radius * (1 - gamma)).floor()), (radius + 1).maximum((radius * (1 + gamma)).floor())
         return torch.where(beyond, less.minimum(found.size), more.clamp_max(threat.eps)).clamp_min(1)
     slope = (g * threat.steepest(g)).flatten(1).sum(1)  # the dual norm of g

@@ -1,4 +1,4 @@
-"""The training loop, the only one. What it minimises, and every attack or teacher that needs, arrives as a field.
+"""The training recipe, the only one. What it minimises, and every attack or teacher that needs, arrives as a field.
 
 Batches, augmentation and random starts are keyed by example, epoch and seed, so the same recipe gives the same weights.
 """
@@ -6,24 +6,27 @@ Batches, augmentation and random starts are keyed by example, epoch and seed, so
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firedoor import device
 from firedoor import seed as seeds
+from firedoor.defences.augmentation import Augment, choices
+from firedoor.defences.early_stopping import EarlyStopping
+from firedoor.defences.loop import Loop, Remembering, Watching
 from firedoor.defences.losses.clean import CrossEntropy
-from firedoor.errors import DataError, ModelRefused, SpecError
-from firedoor.protocols import Batch, BatchLoss, Split, Store
+from firedoor.defences.ranks import PRECISION, Ranks
+from firedoor.errors import DataError, SpecError
+from firedoor.protocols import BatchLoss, Split, Store, Unfinished
 
-__all__ = ["Fit", "Training", "Watching"]
+__all__ = ["Fit", "Remembering", "Training", "Watching"]
 
 WARM_UP = 0.25  # share of a one-cycle schedule in which lr rises
+DROPS = (0.5, 0.75)  # shares of a step schedule after which lr is a tenth
+SCHEDULES = ("one-cycle", "steps", "constant", "cosine-cycles")
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,33 @@ class Training:
 
     members: state dicts, one per cosine cycle, else the final one alone; passes: forward+backward passes per training example and
     epoch of the recipe, inner attacks included, so 1.0 for plain training, and less where training stopped early; seconds: wall time.
+    scores: what early stopping saw, look by look: the best one is that of the outcome, the last one that of the last epoch.
     """
 
     members: list[dict[str, Tensor]]
     passes: float
     seconds: float
+    scores: tuple[float, ...] = ()
 
-
-@runtime_checkable
-class Watching(Protocol):
-    """A live loss that looks at the network after each epoch, in training mode, and may put earlier weights back."""
-
-    def __call__(self, module: nn.Module, batch: Batch) -> Tensor: ...
-    def epoch_end(self, module: nn.Module, epoch: int) -> bool: ...  # True ends the training with the weights as they now are
+    @property
+    def record(self) -> dict[str, object]:
+        """Plain values to keep beside the weights."""
+        plain: dict[str, object] = {"seconds": self.seconds, "passes": self.passes}
+        return {**plain, "development": list(self.scores)} if self.scores else plain
 
 
 @dataclass(frozen=True)
 class Fit:
     """Minimises a batch loss by stochastic gradient descent.
 
-    Schedules: one-cycle rises linearly to lr and falls by a cosine to 0; constant; cosine-cycles restarts a falling cosine `cycles`
-    times and keeps a snapshot of each (Huang et al. 2017, arXiv:1704.00109). `augment`: shift by up to an eighth of the side with
-    zero padding, and a horizontal flip. `average_from`: from that share of training on, the weights and normalisation statistics at
-    the end of each epoch are averaged (Izmailov et al. 2018, arXiv:1803.05407). `clip_gradient`: largest norm of the gradient.
+    Schedules: one-cycle rises linearly to lr and falls by a cosine to 0; steps divides lr by 10 after half and three quarters of the
+    training; constant; cosine-cycles restarts a falling cosine `cycles` times and keeps a snapshot of each (Huang et al. 2017,
+    arXiv:1704.00109). `augment`: shift by up to an eighth of the side with zero padding, flip, and kornia's erase, trivial and rand.
+    `average_from`: from that share of training on, the weights and normalisation statistics at the end of each epoch are averaged
+    (Izmailov et al. 2018, arXiv:1803.05407); `ema`: the decay of an average over all steps. `clip_gradient`: largest norm of the
+    gradient. `accumulate`: each batch is taken in so many parts, which costs less memory; their statistics are their own. `replays`:
+    each batch is used so many times in a row. `precision`: exact (float32), bf16 or fp16 autocast.
+    Not part of the recipe's key: `trackers` of accelerate by name; `checkpoint_seconds` between checkpoints.
 
     Family: training. Year: 2017.
     Reference: Smith and Topin 2017, arXiv:1708.07120.
@@ -67,25 +74,35 @@ class Fit:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["one-cycle", "constant", "cosine-cycles"] = "one-cycle"
+    schedule: Literal["one-cycle", "steps", "constant", "cosine-cycles"] = "one-cycle"
     cycles: int = 1
-    augment: Literal["none", "shift", "shift-flip"] = "none"
+    augment: Augment = "none"
     average_from: float | None = None
+    ema: float | None = None
     clip_gradient: float | None = None
+    accumulate: int = 1
+    replays: int = 1
+    precision: Literal["exact", "bf16", "fp16"] = "exact"
+    early_stopping: EarlyStopping | None = None
+    trackers: tuple[str, ...] = field(default=(), metadata={"key": False})
+    checkpoint_seconds: float = field(default=60.0, metadata={"key": False})
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs must be 1 or more", self.epochs, "Train for at least one epoch.")
+        for name in ("epochs", "cycles", "accumulate", "replays"):
+            _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name), "Use 1 or more.")
         _require(self.batch_size >= 2, "batch_size must be 2 or more", self.batch_size, "Batch statistics need two examples.")
         _require(self.lr > 0, "lr must be positive", self.lr, "Try 0.1 for sgd, 0.001 for adamw.")
         _require(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum, "Try 0.9.")
         _require(self.weight_decay >= 0, "weight_decay must be 0 or more", self.weight_decay, "Try 5e-4.")
-        _require(self.optimiser in ("sgd", "adamw"), "optimiser must be sgd or adamw", self.optimiser, "Choose one.")
-        schedules = ("one-cycle", "constant", "cosine-cycles")
-        _require(self.schedule in schedules, f"schedule must be one of {', '.join(schedules)}", self.schedule, "Choose one.")
-        _require(
-            self.augment in ("none", "shift", "shift-flip"), "augment must be none, shift or shift-flip", self.augment, "Choose."
-        )
-        _require(self.cycles >= 1, "cycles must be 1 or more", self.cycles, "Use 1 for no restart.")
+        for name, allowed in (
+            ("optimiser", ("sgd", "adamw")),
+            ("schedule", SCHEDULES),
+            ("augment", choices()),
+            ("precision", tuple(PRECISION)),
+        ):
+            _require(
+                getattr(self, name) in allowed, f"{name} must be one of {', '.join(allowed)}", getattr(self, name), "Choose one."
+            )
         _require(
             self.cycles == 1 or self.schedule == "cosine-cycles",
             "more than one cycle needs schedule 'cosine-cycles'",
@@ -93,11 +110,23 @@ class Fit:
             "Set it, or leave cycles at 1.",
         )
         _require(self.epochs % self.cycles == 0, f"epochs must be a multiple of cycles ({self.cycles})", self.epochs, "Round it.")
-        if self.average_from is not None:
-            _require(0 < self.average_from <= 1, "average_from must be in (0, 1]", self.average_from, "Try 0.75, or leave it out.")
-            _require(self.cycles == 1, "weights are averaged over one cycle only", self.cycles, "Set cycles to 1.")
-        if self.clip_gradient is not None:
-            _require(self.clip_gradient > 0, "clip_gradient must be positive", self.clip_gradient, "Leave it out for no clipping.")
+        chosen = [name for name in ("average_from", "ema", "early_stopping") if getattr(self, name) is not None]
+        _require(
+            len(chosen) + (self.cycles > 1) <= 1,
+            "only one of average_from, ema, early_stopping and cycles decides which weights come out",
+            " and ".join(chosen),
+            "Leave one.",
+        )
+        for name in ("average_from", "ema"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value <= 1, f"{name} must be in (0, 1]", value, "Try 0.75, or leave it out.")
+        _require(
+            self.clip_gradient is None or self.clip_gradient > 0,
+            "clip_gradient must be positive",
+            self.clip_gradient,
+            "Leave it out.",
+        )
+        _require(self.checkpoint_seconds >= 0, "checkpoint_seconds must be 0 or more", self.checkpoint_seconds, "Try 60.")
 
     def train(
         self,
@@ -105,11 +134,14 @@ class Fit:
         split: Split,
         store: Store,
         seed: int,
-        on_epoch: Callable[[int, int], None] | None = None,
+        work: Unfinished | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Training:
-        """Train `module` in place; it ends in eval mode with frozen parameters. `on_epoch(done, epochs)` follows each epoch.
+        """Train `module` in place; it ends in eval mode with frozen parameters. `on_step(done, steps)` follows each batch.
 
-        Errors: DataError for fewer than two examples, or augmentation of vectors; ModelRefused if the loss is not finite.
+        With `work`, checkpoints are kept and a training that was killed goes on from the last one, to the same bits on a CPU.
+        Errors: DataError for fewer than two examples, or augmentation of vectors; ModelRefused if the loss is not finite; SetupError
+        for a precision or tracker that this machine does not have.
         """
         if len(split) < 2:
             raise DataError(f"training needs at least 2 examples, got {len(split)}. Use a larger part of the data.")
@@ -117,86 +149,52 @@ class Fit:
             raise DataError(
                 f"augment {self.augment!r} needs images (c, h, w), got inputs of shape {tuple(split.x.shape[1:])}. Use augment 'none'."
             )
-        began = time.perf_counter()
-        forwarded = [0]
+        module.requires_grad_(True)
+        loop: Loop | None = None
+
+        parts = list(getattr(module, "members", None) or [module])  # joint losses call the members one by one
 
         def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                forwarded[0] += len(inputs[0])
+            if loop is not None and torch.is_grad_enabled():
+                loop.forwarded += len(inputs[0]) / len(parts)
 
-        module.requires_grad_(True)
-        hook = module.register_forward_hook(count)
+        hooks = [part.register_forward_hook(count) for part in parts]
+        ranks = Ranks(self.precision, self.trackers, str(getattr(work, "folder", "")))
+        ranks.track("firedoor", {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "seed": seed})
         try:
             with torch.enable_grad(), seeds.forked(seed, "fit"):
                 loss = self.loss.start(store, split)
-                forwarded[0] = 0
-                members, planned = self._epochs(module, split, loss, seed, on_epoch)
+                score = self.early_stopping.start(store) if self.early_stopping is not None else None
+                loop = Loop(self, module, split, loss, seed, ranks)
+                self._resume(loop, work)
+                loop.run(work, score, on_step)
+                members = loop.outcome()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             module.zero_grad(set_to_none=True)
             module.requires_grad_(False)
             module.eval()
-        return Training(members, forwarded[0] / planned, time.perf_counter() - began)
+            ranks.close()
+        forwarded = ranks.total(loop.forwarded)
+        if work is not None and ranks.rank == 0:
+            work.note({"event": "end", "step": loop.step, "seconds": loop.seconds, "passes": forwarded / loop.planned})
+            work.clear()
+        return Training(members, forwarded / loop.planned, loop.seconds, tuple(loop.scores))
 
-    def _epochs(
-        self,
-        module: nn.Module,
-        split: Split,
-        loss: Callable[[nn.Module, Batch], Tensor],
-        seed: int,
-        on_epoch: Callable[[int, int], None] | None,
-    ) -> tuple[list[dict[str, Tensor]], int]:
-        optimiser = self._optimiser(module)
-        n = len(split)
-        starts = [i for i in range(0, n, self.batch_size) if n - i > 1]  # one example has no batch statistics
-        total, planned, step = self.epochs * len(starts), self.epochs * sum(min(self.batch_size, n - i) for i in starts), 0
-        members: list[dict[str, Tensor]] = []
-        average = _Average()
-        for epoch in range(self.epochs):
-            module.train()
-            order = torch.from_numpy(seeds.order(n, seed, f"epoch {epoch}"))
-            for start in starts:
-                rows = order[start : start + self.batch_size]
-                ids = [split.ids[int(i)] for i in rows]
-                augment = _augment(self.augment, seed, ids, epoch)
-                batch = Batch(augment(split.x[rows]), split.y[rows].to(device.current()), ids, epoch, augment)
-                rate = self._rate(step, total)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                with seeds.streams(seed, ids, draw=epoch, purpose="fit"):
-                    value = loss(module, batch)
-                if not math.isfinite(float(value.detach())):
-                    raise ModelRefused(
-                        f"training needs a finite loss, got {float(value.detach())} in epoch {epoch + 1} at lr {rate:.3g}. "
-                        "Lower lr, or set clip_gradient = 1."
-                    )
-                optimiser.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-                if self.clip_gradient is not None:
-                    nn.utils.clip_grad_norm_(module.parameters(), self.clip_gradient)
-                optimiser.step()
-                step += 1
-            if isinstance(loss, Watching) and loss.epoch_end(module, epoch):
-                break
-            if self.average_from is not None and epoch + 1 >= self.average_from * self.epochs:
-                average.add(module)
-            if self.schedule == "cosine-cycles" and (epoch + 1) % (self.epochs // self.cycles) == 0:
-                members.append(_state(module))
-            if on_epoch is not None:
-                on_epoch(epoch + 1, self.epochs)
-        if average.count:
-            module.load_state_dict(average.state())
-            members.clear()
-        return members + [_state(module)] * (self.cycles - len(members)), planned
-
-    def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+    def optimiser_for(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of all weights."""
         if self.optimiser == "adamw":
             return torch.optim.AdamW(module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(module.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def _rate(self, step: int, total: int) -> float:
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a batch, counted from 0."""
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "steps":
+            drops = sum(step >= share * total for share in DROPS)
+            return self.lr * math.pow(0.1, drops)
         if self.schedule == "cosine-cycles":
             length = total // self.cycles
             return self.lr * (1 + math.cos(math.pi * (step % length) / length)) / 2
@@ -205,60 +203,14 @@ class Fit:
             return self.lr * share / WARM_UP
         return self.lr * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
 
-
-class _Average:
-    """Running sum, in double precision, of the states that training passed through."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: dict[str, Tensor] = {}
-        self.last: dict[str, Tensor] = {}
-
-    def add(self, module: nn.Module) -> None:
-        self.count += 1
-        self.last = _state(module)
-        for name, value in self.last.items():
-            if value.is_floating_point():
-                self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.double()
-
-    def state(self) -> dict[str, Tensor]:
-        return {k: (self.sums[k] / self.count).to(v.dtype) if k in self.sums else v for k, v in self.last.items()}
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _augment(kind: str, seed: int, ids: Sequence[str], epoch: int) -> Callable[[Tensor], Tensor]:
-    """A function that gives example i the same draw each time it is called: images and their stored crafts move together."""
-
-    def augment(x: Tensor) -> Tensor:
-        if kind == "none":
-            return x.to(device.current())
-        with seeds.streams(seed, ids, draw=epoch, purpose="augment"):
-            moved = _shift(x)
-            return (_flip(moved) if kind == "shift-flip" else moved).to(device.current())
-
-    return augment
-
-
-def _shift(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    up, left = max(1, h // 8), max(1, w // 8)
-    rows = seeds.integers(x, 2 * up + 1)[:, None] + torch.arange(h)
-    columns = seeds.integers(x, 2 * left + 1)[:, None] + torch.arange(w)
-    padded = F.pad(x, (left, left, up, up))
-    return padded[
-        torch.arange(n)[:, None, None, None],
-        torch.arange(c)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
-
-
-def _flip(x: Tensor) -> Tensor:
-    turn = seeds.integers(x, 2).bool()
-    return torch.where(turn[:, None, None, None], x.flip(3), x)
+    def _resume(self, loop: Loop, work: Unfinished | None) -> None:
+        found: tuple[dict[str, Tensor], dict[str, Any]] | None = work.load() if work is not None else None
+        if found is not None:
+            loop.restore(*found)
+        if work is not None and loop.ranks.rank == 0:
+            work.note(
+                {"event": "go on" if found else "start", "step": loop.step, "steps": loop.total, "processes": loop.ranks.size}
+            )
 
 
 def _require(holds: bool, needed: str, got: object, do: str) -> None:

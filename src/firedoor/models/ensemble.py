@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from firedoor.errors import ModelRefused, SpecError
+from firedoor.members import Members
 from firedoor.protocols import Access, Model, Store
 
 __all__ = ["Ensemble", "Members"]
@@ -53,19 +52,3 @@ class Ensemble:
         """The ensemble of the relaxed members: averaging itself hides nothing."""
         relaxed = tuple(m.relax() for m in self.members)
         return self if relaxed == self.members else Ensemble(relaxed, self.combine)
-
-
-class Members(nn.Module):
-    """Networks in `.members` with one answer."""
-
-    def __init__(self, members: list[nn.Module], combine: str) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.combine = combine
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mean logits, or log mean softmax: (n, *shape) to (n, k)."""
-        logits = torch.stack([m(x) for m in self.members])
-        if self.combine == "logits":
-            return logits.mean(0)
-        return logits.log_softmax(2).logsumexp(0) - math.log(len(self.members))

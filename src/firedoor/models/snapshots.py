@@ -59,6 +59,7 @@ class Snapshots:
             return self.architecture.build(self.data.shape, len(self.data.classes))
 
     def _train(self, store: Store) -> tuple[dict[str, Tensor], dict[str, object]]:
-        training = self.fit.train(device.placed(self._build()), self.data.split(self.part), store, self.seed)
+        work = store.unfinished("model", self.inputs())
+        training = self.fit.train(device.placed(self._build()), self.data.split(self.part), store, self.seed, work)
         weights = {f"members.{i}.{k}": v for i, member in enumerate(training.members) for k, v in member.items()}
-        return weights, {"seconds": training.seconds, "passes": training.passes}
+        return weights, training.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,7 +41,7 @@ class Trained:
     def load(self, store: Store) -> nn.Module:
         """The live network: eval mode, parameters frozen; trained now if the store does not have it."""
         module = self._build()
-        tensors, _ = store.get("model", self.inputs(), lambda: self._train(store))
+        tensors, _ = store.get("model", self.inputs(), lambda: self.make(store))
         module.load_state_dict(tensors)
         return device.placed(module).eval().requires_grad_(False)
 
@@ -55,17 +56,18 @@ class Trained:
         """All that the weights depend on."""
         return {"model": to_dict(self, digests=True)}
 
+    def make(self, store: Store, on_step: Callable[[int, int], None] | None = None) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Train it now: the weights, and the seconds and passes it took. `on_step(done, steps)` follows each batch."""
+        module, work = device.placed(self._build()), store.unfinished("model", self.inputs())
+        training = self.fit.train(module, self.data.split(self.part), store, self.seed, work, on_step)
+        return training.members[-1], training.record
+
     def _build(self) -> nn.Module:
         with seed.forked(self.seed, "weights"):
             shape, classes = self.data.shape, len(self.data.classes)
             if self.specimen is not None:
                 return self.specimen.build(self.architecture, shape, classes)
             return self.architecture.build(shape, classes)
-
-    def _train(self, store: Store) -> tuple[dict[str, Tensor], dict[str, object]]:
-        module = device.placed(self._build())
-        training = self.fit.train(module, self.data.split(self.part), store, self.seed)
-        return training.members[-1], {"seconds": training.seconds, "passes": training.passes}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""`python -m firedoor.validation [PAGE]` judges the audit by planted failures and honest models."""
+"""`python -m firedoor.validation [shapes | digits] [PAGE]` judges the audit by planted failures and honest models."""
 
 import sys
 from pathlib import Path
 
+from firedoor.errors import SpecError
 from firedoor.validation.everything import validate
 
 if __name__ == "__main__":
-    sys.exit(validate(page=Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+    data, *page = (*sys.argv[1:], "shapes")[: max(1, len(sys.argv) - 1)]
+    try:
+        sys.exit(validate(data, page=Path(page[0]) if page else None))
+    except SpecError as error:
+        sys.exit(f"{error}")

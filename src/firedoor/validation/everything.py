@@ -14,6 +14,7 @@ import typer
 
 from firedoor.defences.broken.kwta import KWTA
 from firedoor.defences.wrappers.jpeg import JPEG
+from firedoor.errors import SpecError
 from firedoor.intervals import clopper_pearson
 from firedoor.models.wrapped import Wrapped
 from firedoor.protocols import Model
@@ -26,18 +27,25 @@ __all__ = ["judged", "study_of", "table", "validate"]
 
 SEEDS = (0, 1, 2, 3, 4)
 FIRED = ("fail", "suspect", "void")
-EPS = "40/255"
+SETS: dict[str, dict[str, Any]] = {  # what is counted, and what thresholds were tried out on
+    "shapes": {"data": {"type": "Shapes", "size": 12, "splits": {"train": 2500, "evaluation": 200}}, "eps": "8/255"},
+    "digits": {"data": {"type": "Digits", "splits": {"evaluation": 300}}, "eps": "40/255"},
+}
 LOSSES = ("cross_entropy", "margin")
-ROBUST = {"type": "Madry", "attack": {"type": "PGD", "steps": 3, "threat": {"type": "Linf", "eps": "10/255"}}}
 
 
-def validate(seeds: tuple[int, ...] = SEEDS, page: Path | None = None) -> int:
-    """Run all seeds, two at a time, write the table, print one JSON line last. 0 if all are caught and honest models are left alone."""
+def validate(data: str = "shapes", seeds: tuple[int, ...] = SEEDS, page: Path | None = None) -> int:
+    """Run all seeds, two at a time, write the table, print one JSON line last. 0 if all are caught and honest models are left alone.
+
+    `data`: a name of SETS. Errors: SpecError for another one.
+    """
+    if data not in SETS:
+        raise SpecError(f"validation: data must be one of {', '.join(SETS)}, got {data!r}. Choose one.")
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(2) as pool:
-        for seed, found in pool.imap_unordered(_one_seed, [(seed, folder) for seed in seeds]):
+        for seed, found in pool.imap_unordered(_one_seed, [(seed, data, folder) for seed in seeds]):
             rows += found
             caught, honest = sum(r["caught"] for r in found if r["planted"]), [r for r in found if not r["planted"]]
             wrong = ", ".join(r["name"] for r in found if r["planted"] != r["caught"]) or "none"
@@ -52,7 +60,12 @@ def validate(seeds: tuple[int, ...] = SEEDS, page: Path | None = None) -> int:
         "honest": len(honest),
         "false_alarms": sum(r["caught"] for r in honest),
     }
-    kinds = {"kinds_planted": len(FAULTS), "kinds_honest": len({r["name"] for r in honest}), "seeds": len(seeds)}
+    kinds = {
+        "data": data,
+        "kinds_planted": len({r["name"] for r in planted}),
+        "kinds_honest": len({r["name"] for r in honest}),
+        "seeds": len(seeds),
+    }
     proves = clopper_pearson(counts["caught"], counts["planted"]).low
     typer.echo(
         json.dumps(
@@ -62,7 +75,7 @@ def validate(seeds: tuple[int, ...] = SEEDS, page: Path | None = None) -> int:
     return 0 if counts["caught"] == counts["planted"] and counts["false_alarms"] <= len(seeds) else 1
 
 
-def judged(seed: int, store: str) -> list[dict[str, Any]]:
+def judged(seed: int, data: str, store: str) -> list[dict[str, Any]]:
     """One row per target of one seed: what fired, the verdict, and whether that is what it should be."""
     import torch
 
@@ -70,7 +83,7 @@ def judged(seed: int, store: str) -> list[dict[str, Any]]:
     from firedoor.store import FileStore
 
     torch.set_num_threads(1)
-    study = study_of(seed)
+    study = study_of(seed, data)
     outcome = carry_out(study, FileStore(store), lambda *_: None)
     summary = summarise(outcome.matrix, outcome.symptoms, outcome.costs, [], {})
     rows = []
@@ -95,23 +108,25 @@ def judged(seed: int, store: str) -> list[dict[str, Any]]:
     return rows
 
 
-def study_of(seed: int) -> Study:
-    """Digits; the targets share what they can, so that a failure differs from an honest model in nothing else."""
-    own = 1000 * (seed + 1)
+def study_of(seed: int, data: str) -> Study:
+    """The targets share what they can, so that a failure differs from an honest model in nothing else."""
+    own, chosen = 1000 * (seed + 1), SETS[data]
+    levels = int(chosen["eps"].split("/")[0])
+    weaker = {"type": "PGD", "steps": 3, "threat": {"type": "Linf", "eps": f"{levels / 4:g}/255"}}
     built = from_table(
         {
             "name": f"validation, seed {seed}",
             "seed": seed,
             "control": "cnn",
-            "data": {"type": "Digits", "splits": {"evaluation": 300}},
-            "threat": {"type": "Linf", "eps": EPS},
+            "data": chosen["data"],
+            "threat": {"type": "Linf", "eps": chosen["eps"]},
             "architecture": {"type": "SmallCNN"},
             "fit": {"epochs": 15, "optimiser": "adamw", "lr": 0.003},
             "sources": {
                 "twin": {"seed": own + 1},
                 "another resnet": {"architecture": {"type": "ResNet"}, "fit": {"epochs": 6}, "seed": own + 2},
                 "another vit": {"architecture": {"type": "ViT"}, "seed": own + 3},
-                "slightly robust": {"fit": {"loss": ROBUST}, "seed": own + 4},
+                "slightly robust": {"fit": {"loss": {"type": "Madry", "attack": weaker}}, "seed": own + 4},
             },
             "attacks": {
                 "SignNoise": {},
@@ -134,7 +149,9 @@ def study_of(seed: int) -> Study:
         "kwta": kwta,
         "jpeg": Wrapped(cnn, JPEG(75)),
     }
-    faults: dict[str, Model] = {name: Planted(within[fault.on], name) for name, fault in FAULTS.items()}
+    faults: dict[str, Model] = {
+        name: Planted(within[fault.on], name) for name, fault in FAULTS.items() if data == "digits" or not fault.dark_corner
+    }
     return replace(built, targets={**built.targets, "log-probabilities": Normalised(cnn), **faults})
 
 
@@ -157,6 +174,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _one_seed(task: tuple[int, str]) -> tuple[int, list[dict[str, Any]]]:
-    seed, folder = task
-    return seed, judged(seed, f"{folder}/{seed}")
+def _one_seed(task: tuple[int, str, str]) -> tuple[int, list[dict[str, Any]]]:
+    seed, data, folder = task
+    return seed, judged(seed, data, f"{folder}/{seed}")

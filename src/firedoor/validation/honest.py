@@ -23,8 +23,6 @@ HONEST: dict[str, dict[str, Any]] = {  # a study's tables; the seed is that of t
     "adversarially trained": {"fit": AT},
     "adversarially trained, wide": {"architecture": {"type": "SmallCNN", "width": 16}, "fit": AT},
     "TRADES": {"fit": {"loss": {"type": "TRADES", "steps": 5}}},
-    "trained for long": {"fit": {"epochs": 40}},
-    "weight decay": {"fit": {"loss": {"type": "WeightPenalty", "l2": 1e-3}}},
     "ensemble": {"type": "Ensemble", "members": ["cnn", "mlp", "vit"]},
     "noise, declared": {"type": "Wrapped", "model": "noisy", "wrapper": {"type": "Noise", "sigma": 0.1, "n": 8}},
 }

@@ -170,12 +170,16 @@ class ConstantAnswer(_Around):
 
 @dataclass(frozen=True)
 class Fault:
-    """tests: any of them must fire; verdicts: what the target may be called; on: the model that it is planted in."""
+    """tests: any of them must fire; verdicts: what the target may be called; on: the model that it is planted in.
+
+    dark_corner: it waits for light in a corner that is dark in every clean image, so the data must have one.
+    """
 
     build: Callable[[nn.Module], nn.Module]
     tests: tuple[str, ...]
     verdicts: tuple[str, ...] = BAD_NEWS
     on: str = "cnn"
+    dark_corner: bool = False
 
 
 FAULTS: dict[str, Fault] = {
@@ -192,8 +196,8 @@ FAULTS: dict[str, Fault] = {
     "optimisation in forward": Fault(OptimisationInForward, ("A5",)),
     "detector": Fault(Detector, ("A11",)),
     "permuted labels": Fault(PermutedLabels, ("A12",)),
-    "NaN above a threshold": Fault(NaNAboveAThreshold, ("B2",), ("NOT MEASURED",)),
-    "backdoor pixel": Fault(BackdoorPixel, ("B12", "B13"), on="pgd_at"),
+    "NaN above a threshold": Fault(NaNAboveAThreshold, ("B2",), ("NOT MEASURED",), dark_corner=True),
+    "backdoor pixel": Fault(BackdoorPixel, ("B12", "B13"), on="pgd_at", dark_corner=True),
     "constant answer": Fault(ConstantAnswer, ("A12",)),
 }
 
