@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from firedoor.cells import counted
+from firedoor.diagnostics.grey_image import GreyImage
+from firedoor.diagnostics.monotone import Monotone
+from firedoor.diagnostics.unbounded import Unbounded
 from firedoor.examination import S5_ROW, examination, passes_of
 from firedoor.pipeline import Outcome, carry_out
 from firedoor.plan import plan
@@ -142,3 +145,17 @@ def test_no_leak_is_found_where_there_is_none_and_a_planted_one_is(outcome: Outc
     found = carry_out(leaky, FileStore(tmp_path / "store"), lambda *_: None).matrix.meta["leaked"]["targets"]
     assert found["plain"] == []
     assert 5 < len(found["leaky"]) <= 30
+
+
+def test_steps_suit_the_budget_that_a_test_is_about(study: Study) -> None:
+    """Twenty steps of the study's own budget would end long before the edge of the box."""
+    for name in ("digits", "fashion"):
+        of = replace(load(ROOT / "studies" / f"{name}.toml"), audit="full")
+        tests = [test.diagnosis.test for test in examination(of, of.control)]
+        attacks = [t.attack for t in tests if isinstance(t, Unbounded | GreyImage)]
+        assert len(attacks) == 2
+        for attack in attacks:
+            assert attack.steps * attack.step_size >= 2 * attack.threat.eps, f"{name}: {attack}"
+        monotone = next(t for t in tests if isinstance(t, Monotone))
+        shares = {round(a.step_size / a.threat.eps, 9) for a in monotone.attacks}
+        assert len(shares) == 1, "each budget has steps in proportion"

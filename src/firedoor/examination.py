@@ -113,8 +113,8 @@ def _health(of: Study, relaxed: Model) -> Iterator[tuple[Diagnostic, int]]:
     yield diagnostics.NearCopy(pgd), some
     if of.audit == "full":
         yield diagnostics.UnstableLoss(), SOME
-        yield diagnostics.Monotone(tuple(_under(pgd, replace(of.threat, eps=of.threat.eps * k / 5)) for k in range(1, 6))), MANY  # type: ignore[type-var]
-        yield diagnostics.GreyImage(_under(pgd, _grey(of))), MANY
+        yield diagnostics.Monotone(tuple(_within(replace(_untargeted(of), eps=of.threat.eps * k / 5)) for k in range(1, 6))), MANY  # type: ignore[type-var]
+        yield diagnostics.GreyImage(_within(_grey(of))), MANY
         yield diagnostics.RandomSearch(own), MANY
         if relaxed.stochastic:
             yield (
@@ -143,7 +143,12 @@ def _untargeted(of: Study) -> Threat:
 
 
 def _pgd(of: Study) -> Attack:
-    return PGD(_untargeted(of), steps=20, keep="best")
+    return _within(_untargeted(of))
+
+
+def _within(threat: Threat) -> Attack:
+    """Steps of a size that suits this budget."""
+    return PGD(threat, steps=20, keep="best")
 
 
 def _longer(of: Study) -> Attack:
@@ -157,17 +162,13 @@ def _doubled(attack: Attack) -> Attack:
     return replace(attack, **{name: 2 * getattr(attack, name) for name in more if name in has})  # type: ignore[type-var]
 
 
-def _under(attack: Attack, threat: Threat) -> Attack:
-    return replace(attack, threat=threat)  # type: ignore[type-var]
-
-
 def _unbounded(of: Study) -> Attack:
     """Twenty steps with the whole pixel box to move in."""
     d = 1
     for side in of.data.shape:
         d *= side
     largest: dict[str, Any] = {"Linf": 1.0, "L2": d**0.5, "L1": float(d), "L0": float(d)}
-    return _under(_pgd(of), replace(_untargeted(of), eps=largest[of.threat.norm]))  # type: ignore[type-var]
+    return _within(replace(_untargeted(of), eps=largest[of.threat.norm]))  # type: ignore[type-var]
 
 
 def _grey(of: Study) -> Threat:

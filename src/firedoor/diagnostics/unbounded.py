@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firedoor.diagnostics.outcomes import fooled, ids_of, known, passes_of
+from firedoor.intervals import clopper_pearson
 from firedoor.protocols import Attack, Classifier, Split, Symptom
 
 __all__ = ["Unbounded"]
@@ -12,7 +13,9 @@ __all__ = ["Unbounded"]
 
 @dataclass(frozen=True)
 class Unbounded:
-    """B7: the share of correctly classified images that `attack` cannot break with no budget at all. suspect: any; fail: more than 1 %.
+    """B7: the share of correctly classified images that `attack` cannot break with no budget at all.
+
+    suspect: any; fail: more than 1 % by the lower end of the exact 95 % interval, since one of fifty may be a search that ended early.
 
     `attack` must be given with the whole box as its budget (Linf(1), or the norm's own largest distance).
 
@@ -30,9 +33,10 @@ class Unbounded:
             return Symptom("B7", "unbounded", "mask", "not_run", "the model gets no image right, so nothing can be broken")
         left = ~fooled(model, self.attack, kept, "B7")
         n, k = len(kept), int(left.sum())
-        status = "fail" if k > self.share * n else "suspect" if k else "pass"
+        found = clopper_pearson(k, n)
+        status = "fail" if found.low > self.share else "suspect" if k else "pass"
         text = f"{k} of {n} images survive an attack without any budget" if k else f"without a budget all {n} images fall"
-        return Symptom("B7", "unbounded", "mask", status, text, k / n, self.share, n, examples=ids_of(kept, left))
+        return Symptom("B7", "unbounded", "mask", status, text, k / n, self.share, n, found.low, found.high, ids_of(kept, left))
 
     def passes(self, n: int) -> int:
         """Two answers, and the attack."""

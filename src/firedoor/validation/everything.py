@@ -28,7 +28,7 @@ __all__ = ["judged", "study_of", "table", "validate"]
 SEEDS = (0, 1, 2, 3, 4)
 FIRED = ("fail", "suspect", "void")
 SETS: dict[str, dict[str, Any]] = {  # what is counted, and what thresholds were tried out on
-    "shapes": {"data": {"type": "Shapes", "size": 12, "splits": {"train": 2500, "evaluation": 200}}, "eps": "8/255"},
+    "shapes": {"data": {"type": "Shapes", "size": 12, "splits": {"train": 2500, "evaluation": 200}}, "eps": "4/255"},
     "digits": {"data": {"type": "Digits", "splits": {"evaluation": 300}}, "eps": "40/255"},
 }
 LOSSES = ("cross_entropy", "margin")

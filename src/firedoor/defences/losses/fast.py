@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from firedoor import device, seed
+from firedoor.defences.losses.ascent import ascend
 from firedoor.defences.losses.inner import Mode, frozen
 from firedoor.errors import SpecError
 from firedoor.losses import cross_entropy
-from firedoor.protocols import Batch, Classifier, LossFn, Split, Store
+from firedoor.protocols import Batch, LossFn, Split, Store
 from firedoor.threat import Threat
 
-__all__ = ["Fast"]
+__all__ = ["Fast", "Guarded"]
 
 WATCHED = 256  # training examples that the guard looks at, the same ones after each epoch
 MOST_LOST = 0.2  # of their accuracy under attack, before training stops
@@ -54,13 +55,20 @@ class Fast:
 
         def loss(module: nn.Module, batch: Batch) -> Tensor:
             with frozen(module, batch, self.inner_mode) as classifier:
-                x_adv = _climb(classifier, batch.x, batch.y, self.threat, 1, self.step * self.threat.eps)
+                x_adv = ascend(
+                    lambda x: cross_entropy(classifier(x), batch.y),
+                    self.threat.start(batch.x),
+                    batch.x,
+                    self.threat,
+                    steps=1,
+                    step_size=self.step * self.threat.eps,
+                )
             return cross_entropy(module(x_adv), batch.y).mean()
 
-        return _Guarded(loss, self.threat, split) if self.guard else loss
+        return Guarded(loss, self.threat, split) if self.guard else loss
 
 
-class _Guarded:
+class Guarded:
     """The loss, with the weights and buffers of the best epoch so far."""
 
     def __init__(self, loss: LossFn, threat: Threat, split: Split) -> None:
@@ -87,19 +95,19 @@ class _Guarded:
             self.best, self.kept = accuracy, [t.detach().clone() for t in state]
         return False
 
+    def state(self) -> dict[str, Tensor]:
+        """For checkpoints: the best share so far, and the weights and buffers that had it."""
+        return {"best": torch.tensor(self.best, dtype=torch.float64), **{f"kept/{i}": t for i, t in enumerate(self.kept)}}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Back to a checkpoint."""
+        self.best = float(state["best"])
+        self.kept = [state[f"kept/{i}"] for i in range(len(state) - 1)]
+
     def _accuracy(self, module: nn.Module, epoch: int) -> float:
         batch = Batch(self.x, self.y, self.ids, epoch)
         with frozen(module, batch, "eval") as classifier, seed.streams(0, self.ids, purpose="guard"):
-            x_adv = _climb(classifier, self.x, self.y, self.threat, STEPS, self.threat.eps / 4)
+            start = self.threat.start(self.x)
+            x_adv = ascend(lambda x: cross_entropy(classifier(x), self.y), start, self.x, self.threat, STEPS, self.threat.eps / 4)
             with torch.no_grad():
                 return float((classifier(x_adv).argmax(1) == self.y).double().mean())
-
-
-def _climb(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, steps: int, step_size: float) -> Tensor:
-    """Steps up the cross-entropy from a uniform point of the ball."""
-    x_adv = threat.start(x)
-    for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(cross_entropy(classifier(x_adv), y).sum(), x_adv)
-        x_adv = threat.project(x_adv.detach() + step_size * threat.steepest(gradient), x)
-    return x_adv.detach()

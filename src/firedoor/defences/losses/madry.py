@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from firedoor.defences.losses.inner import Mode, check_inner, craft_inner
 from firedoor.losses import cross_entropy
-from firedoor.protocols import Attack, Batch, LossFn, Split, Store
+from firedoor.protocols import Attack, Batch, Classifier, LossFn, Split, Store
 
 __all__ = ["Madry"]
 
@@ -31,9 +31,12 @@ class Madry:
 
     def start(self, store: Store, split: Split) -> LossFn:
         """Nothing to load."""
+        return lambda module, batch: self.outer(module, batch, self.craft(module, batch))
 
-        def loss(module: nn.Module, batch: Batch) -> Tensor:
-            x_adv = craft_inner(self.attack, module, batch, self.inner_mode)
-            return cross_entropy(module(x_adv), batch.y).mean()
+    def craft(self, module: nn.Module, batch: Batch) -> Tensor:
+        """x' (n, *shape), detached."""
+        return craft_inner(self.attack, module, batch, self.inner_mode)
 
-        return loss
+    def outer(self, classifier: Classifier, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The loss at a given x', a scalar."""
+        return cross_entropy(classifier(x_adv), batch.y).mean()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from firedoor import seed
+from firedoor.defences.losses.ascent import ascend, check_ascent, nearby
 from firedoor.defences.losses.inner import Mode, frozen
 from firedoor.errors import SpecError
 from firedoor.losses import cross_entropy, kl
-from firedoor.protocols import Batch, LossFn, Split, Store
+from firedoor.protocols import Batch, Classifier, LossFn, Split, Store
 from firedoor.threat import Threat
 
 __all__ = ["TRADES"]
@@ -34,37 +35,27 @@ class TRADES:
     inner_mode: Mode = "eval"
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise SpecError(f"TRADES: beta must be 0 or more, got {self.beta}. Try 6.")
-        if self.steps < 1:
-            raise SpecError(f"TRADES: steps must be 1 or more, got {self.steps}. Try 10.")
-        if self.step_size is not None and not self.step_size > 0:
-            raise SpecError(f"TRADES: step_size must be positive, got {self.step_size}. Leave it out for eps / 4.")
-        if self.threat.targeted:
-            raise SpecError("TRADES: the threat must be untargeted, got targeted=True. Remove it.")
-        if self.inner_mode not in ("train", "eval"):
-            raise SpecError(f"TRADES: inner_mode must be 'train' or 'eval', got {self.inner_mode!r}. Choose one.")
+        if not 0 <= self.beta < math.inf:
+            raise SpecError(f"TRADES: beta must be 0 or more and finite, got {self.beta}. Try 6.")
+        check_ascent("TRADES", self.threat, self.steps, self.step_size, self.inner_mode)
 
     def start(self, store: Store, split: Split) -> LossFn:
         """Nothing to load."""
+        return lambda module, batch: self.outer(module, batch, self.craft(module, batch))
 
-        def loss(module: nn.Module, batch: Batch) -> Tensor:
-            if self.beta == 0:
-                return cross_entropy(module(batch.x), batch.y).mean()
-            x_adv = self._craft(module, batch)
-            clean = module(batch.x)
-            return cross_entropy(clean, batch.y).mean() + self.beta * kl(module(x_adv), clean).mean()
-
-        return loss
-
-    def _craft(self, module: nn.Module, batch: Batch) -> Tensor:
-        x, step_size = batch.x, self.threat.eps / 4 if self.step_size is None else self.step_size
+    def craft(self, module: nn.Module, batch: Batch) -> Tensor:
+        """x' (n, *shape), detached; x itself where beta is 0."""
+        if self.beta == 0:
+            return batch.x
         with frozen(module, batch, self.inner_mode) as classifier:
             with torch.no_grad():
-                clean = classifier(x)
-            x_adv = self.threat.project(x + seed.normal(x, 0.001), x)
-            for _ in range(self.steps):
-                x_adv = x_adv.detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(kl(classifier(x_adv), clean).sum(), x_adv)
-                x_adv = self.threat.project(x_adv.detach() + step_size * self.threat.steepest(gradient), x)
-        return x_adv.detach()
+                clean = classifier(batch.x)
+            start = nearby(self.threat, batch.x)
+            return ascend(lambda x: kl(classifier(x), clean), start, batch.x, self.threat, self.steps, self.step_size)
+
+    def outer(self, classifier: Classifier, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The loss at a given x', a scalar."""
+        clean = classifier(batch.x)
+        if self.beta == 0:
+            return cross_entropy(clean, batch.y).mean()
+        return cross_entropy(clean, batch.y).mean() + self.beta * kl(classifier(x_adv), clean).mean()
