@@ -1,4 +1,4 @@
-"""`python -m firedoor.validation [shapes | digits] [PAGE]` judges the audit by planted failures and honest models."""
+"""`python -m firedoor.validation [digits | shapes] [PAGE]` judges the audit by planted failures and honest models."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from firedoor.errors import SpecError
 from firedoor.validation.everything import validate
 
 if __name__ == "__main__":
-    data, *page = (*sys.argv[1:], "shapes")[: max(1, len(sys.argv) - 1)]
+    data, *page = (*sys.argv[1:], "digits")[: max(1, len(sys.argv) - 1)]
     try:
         sys.exit(validate(data, page=Path(page[0]) if page else None))
     except SpecError as error:
