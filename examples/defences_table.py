@@ -31,7 +31,16 @@ def table(report: dict[str, Any]) -> str:
             t["verdict"],
         )
         lines.append("| " + " | ".join(row) + " |")
-    said = f"{report['threat']['text']}, {report['n_evaluation']} images. Right answers in %, with 95 % intervals."
+    rejecting = [t for t in report["targets"] if t.get("detector")]
+    aside = [
+        f"{t['name']} rejects {rate(t['detector']['false_positives'])} of clean images; if rejecting an adversarial example counts as "
+        f"right, {rate(t['detector']['lenient_worst_pair'])} stand the worst pair and "
+        f"{rate(t['detector']['lenient_white_box_accuracy'])} the white box."
+        for t in rejecting
+    ]
+    said = (
+        f"{report['threat']['text']}, {report['n_evaluation']} images. Right answers in %, with 95 % intervals. {' '.join(aside)}"
+    )
     return "\n".join([*lines, "", said]) + "\n"
 
 
@@ -43,17 +52,21 @@ def rate(estimate: dict[str, float] | None) -> str:
     return f"{value:.1f} ({low:.0f} to {high:.0f})"
 
 
+def renew(page: Path, name: str, text: str) -> None:
+    """Put the text into the block of that name, between two comments of the page."""
+    block = re.compile(rf"(<!-- begin: {re.escape(name)}[^>]* -->\n)(.*?)(<!-- end: {re.escape(name)} -->)", re.DOTALL)
+    old = page.read_text(encoding="utf-8")
+    if not block.search(old):
+        sys.exit(f"{page} has no block {name!r}: put <!-- begin: {name} --> and <!-- end: {name} --> into it.")
+    page.write_text(block.sub(lambda m: f"{m[1]}\n{text}\n{m[3]}", old), encoding="utf-8")
+
+
 def main() -> None:
     report = json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))
     if len(sys.argv) < 4:
         print(table(report), end="")
-        return
-    page, name = Path(sys.argv[2]), re.escape(sys.argv[3])
-    block = re.compile(rf"(<!-- begin: {name}[^>]* -->\n)(.*?)(<!-- end: {name} -->)", re.DOTALL)
-    text = page.read_text(encoding="utf-8")
-    if not block.search(text):
-        sys.exit(f"{page} has no block {sys.argv[3]!r}: put <!-- begin: {sys.argv[3]} --> and <!-- end: {sys.argv[3]} --> into it.")
-    page.write_text(block.sub(lambda m: f"{m[1]}\n{table(report)}\n{m[3]}", text), encoding="utf-8")
+    else:
+        renew(Path(sys.argv[2]), sys.argv[3], table(report))
 
 
 if __name__ == "__main__":
