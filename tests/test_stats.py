@@ -269,10 +269,12 @@ def test_a_detector_has_a_strict_and_a_lenient_reading_and_false_positives() -> 
 def test_a_random_detector_is_read_by_shares_of_draws() -> None:
     matrix = detecting(random=True)
     right, rejected = matrix.right("s", "a", "t"), matrix.rejected("s", "a", "t")
-    assert right is not None and rejected is not None
+    assert right is not None
+    assert rejected is not None
     assert right.tolist() == [0.5, 0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert rejected.tolist() == [0.5, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert matrix.rejected("s", "a", "t") is not None and matrix.rejected("itself", "a", "t") is None
+    assert matrix.rejected("s", "a", "t") is not None
+    assert matrix.rejected("itself", "a", "t") is None
 
 
 def test_rates_over_cells_by_hand() -> None:

@@ -33,6 +33,7 @@ class Noise(Nothing):
     def __call__(self, model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         return SignNoise(self.threat)(model, x, y)
 
+
 NORMS = ["Linf", pytest.param("L2", marks=pytest.mark.slow)]
 
 

@@ -29,6 +29,7 @@ from firedoor.defences.averages import MovingAverage
 from firedoor.defences.early_stopping import EarlyStopping
 from firedoor.defences.fit import Fit
 from firedoor.defences.losses.fast import Fast
+from firedoor.defences.losses.free import Free
 from firedoor.errors import SetupError, SpecError
 from firedoor.models.trained import Trained
 from firedoor.protocols import Batch
@@ -74,6 +75,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "shifted and flipped": {"augment": "shift-flip"},
     "kornia": {"augment": "trivial"},
     "guard of fast training": {"loss": Fast(DEFAULT)},
+    "delta of free training": {"loss": Free(DEFAULT), "replays": 2},
     "bfloat16": {"precision": "bf16"},
 }
 
@@ -194,6 +196,11 @@ def test_early_stopping_gives_the_best_epoch_and_stops(tmp_path: Path) -> None:
 def test_two_ways_to_choose_the_weights_are_refused() -> None:
     with pytest.raises(SpecError, match="only one of average_from, ema"):
         Fit(average_from=0.5, ema=0.9)
+
+
+def test_what_is_carried_from_batch_to_batch_needs_whole_batches() -> None:
+    with pytest.raises(SpecError, match="needs whole batches, got accumulate = 2"):
+        Fit(loss=Free(DEFAULT), epochs=1, accumulate=2).train(net(), SPLIT, None, 0)  # type: ignore[arg-type]
 
 
 def test_a_precision_that_is_not_there_is_refused_with_what_to_do() -> None:

@@ -18,7 +18,7 @@ from firedoor import seed as seeds
 from firedoor.defences.augmentation import augmentation
 from firedoor.defences.averages import EqualAverage, MovingAverage, state_of
 from firedoor.defences.ranks import Ranks
-from firedoor.errors import ModelRefused
+from firedoor.errors import ModelRefused, SpecError
 from firedoor.protocols import Batch, LossFn, Split, Unfinished
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Loop:
 
     def __init__(self, fit: Fit, module: nn.Module, split: Split, loss: LossFn, seed: int, ranks: Ranks) -> None:
         self.fit, self.module, self.split, self.loss, self.seed, self.ranks = fit, module, split, loss, seed, ranks
+        if getattr(loss, "whole_batches", False) and (fit.accumulate > 1 or ranks.size > 1):
+            raise SpecError(
+                f"Fit: {type(fit.loss).__name__} carries something from batch to batch, so it needs whole batches, got accumulate = "
+                f"{fit.accumulate} and {ranks.size} processes. Use 1 of each."
+            )
         self.optimiser = ranks.prepared(fit.optimiser_for(module))
         n = len(split)
         self.starts = [i for i in range(0, n, fit.batch_size) if n - i > 1]  # one example has no batch statistics
@@ -77,7 +82,7 @@ class Loop:
             self.seconds = earlier + time.perf_counter() - began
             if self.step % len(self.starts) == 0:
                 self._epoch_end(epoch, work, score)
-            if on_step is not None:
+            if on_step is not None and not self.stopped:
                 on_step(self.step, self.total)
             if work is not None and time.perf_counter() - saved >= self.fit.checkpoint_seconds and self.step < self.total:
                 self.save(work)
