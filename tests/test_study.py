@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -395,3 +396,43 @@ def test_a_study_needs_an_undefended_control() -> None:
 def test_all_attacks_share_one_threat() -> None:
     with pytest.raises(SpecError, match="share one threat, got 2"):
         Study(DATA, {"s": trained(1)}, {"a": FGSM(EPS), "b": FGSM(L2(1.0))}, {"t": trained(2)})
+
+
+def test_a_scale_replaces_lines_and_what_is_set_by_hand_refines_it(tmp_path: Path) -> None:
+    text = """
+[data]
+type = "Digits"
+[threat]
+type = "Linf"
+eps = "40/255"
+[architecture]
+type = "MLP"
+[fit]
+epochs = 15
+lr = 0.05
+[sources.other]
+seed = 5
+[attacks.FGSM]
+[targets.plain]
+[scales.quick]
+"fit.epochs" = 2
+"data.splits.evaluation" = 30
+[scales.full]
+"fit.epochs" = 200
+"""
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+
+    def epochs(*overrides: str) -> tuple[int, float, int]:
+        plain: Any = load(file, overrides).targets["plain"]
+        return plain.fit.epochs, plain.fit.lr, len(plain.data.split("evaluation"))
+
+    as_written = epochs()
+    assert as_written[:2] == (15, 0.05)
+    assert epochs("scale=quick") == (2, 0.05, 30)
+    assert epochs('scale="full"')[0] == 200
+    assert epochs("fit.epochs=3", "scale=quick") == (3, 0.05, 30), "in any order"
+    file.write_text('scale = "quick"\n' + text)
+    assert epochs() == (2, 0.05, 30)
+    with pytest.raises(SpecError, match=r"scale must be one of the \[scales\] of this study \(quick, full\), got 'big'"):
+        epochs("scale=big")

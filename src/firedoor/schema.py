@@ -30,6 +30,9 @@ def study_schema() -> dict[str, Any]:
     hints = typing.get_type_hints(Study)
     properties = {f.name: _of(hints[f.name]) for f in dataclasses.fields(Study)}
     properties |= {name: {"$ref": f"#/$defs/{kind}"} for name, kind in EXTRA.items()}
+    properties["tier"] = {"enum": ["T0", "T1", "T2"]}
+    properties["scale"] = {"type": "string"}
+    properties["scales"] = {"type": "object", "additionalProperties": {"type": "object"}}  # dotted paths and their values
     properties["models"] = {"type": "object", "additionalProperties": {"$ref": "#/$defs/models"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

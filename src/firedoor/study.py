@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tomllib
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ RELATIVE = (
 
 Audit = Literal["quick", "full"]
 LARGEST_FILE = 1_000_000
-ONLY_IN_FILES = {"threat", "architecture", "fit", "models", "tier"}  # what a study file has beside the fields of a Study
+ONLY_IN_FILES = {"threat", "architecture", "fit", "models", "tier", "scale", "scales"}  # what a study file has beside the fields of a Study
 
 
 @dataclass(frozen=True)
@@ -323,8 +324,13 @@ def load(file: str | Path, overrides: tuple[str, ...] = (), trust: bool = False)
         table = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{str(path)!r} must be a TOML text ({error}). Fix the file, or give another.") from None
-    for text in overrides:
+    chosen = [text for text in overrides if text.partition("=")[0].strip() == "scale"]
+    for text in chosen:
         _override(table, text)
+    table = _scaled(table)
+    for text in overrides:
+        if text not in chosen:  # what is set by hand refines the scale
+            _override(table, text)
     study = from_table(table)
     foreign = next((r for r in spec.recipes_in(study) if isinstance(r, Imported)), None)
     if foreign is not None and not trust:
@@ -336,7 +342,9 @@ def from_table(table: Mapping[str, Any]) -> Study:
     """A study from the tables of a study file: [data], [threat], [architecture], [fit], [models], [sources], [attacks], [targets] ...
 
     `tier`: "T0", "T1" or "T2" brings a whole suite of attacks; an entry of the same name in [attacks] or [white_box] replaces its own.
+    `scale`: the name of one of [scales.NAME], whose lines, such as "fit.epochs" = 4, replace those of the file.
     """
+    table = _scaled(table)
     fields = {f.name for f in dataclasses.fields(Study)}
     for key in table:
         if key not in fields | ONLY_IN_FILES:
@@ -413,6 +421,22 @@ def _named(name: str, entry: Any) -> Any:
     return {"type": name, **entry} if isinstance(entry, Mapping) else entry
 
 
+def _scaled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the lines of its scale in place, and no scale left."""
+    chosen = {k: v for k, v in table.items() if k != "scale"}
+    if "scale" not in table:
+        return chosen
+    scales = table.get("scales", {})
+    name = table["scale"]
+    if not isinstance(scales, Mapping) or not isinstance(name, str) or not isinstance(scales.get(name), Mapping):
+        known = ", ".join(scales) if isinstance(scales, Mapping) and scales else "none"
+        raise SpecError(f"scale must be one of the [scales] of this study ({known}), got {name!r}. Name one, or leave it out.")
+    changed = copy.deepcopy(chosen)
+    for path, value in scales[name].items():
+        _put(changed, path, value, f"scales.{name}: {path}")
+    return changed
+
+
 def _override(table: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
@@ -421,7 +445,12 @@ def _override(table: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
     except (ValueError, RecursionError):
         parsed = value.strip()
-    *parents, last = path.strip().split(".")
+    _put(table, path.strip(), parsed, f"--set {path.strip()}")
+
+
+def _put(table: dict[str, Any], path: str, value: Any, who: str) -> None:
+    """Set a.b.c, making tables on the way; `who` begins the error where there is no such place."""
+    *parents, last = path.split(".")
     place: Any = table
     for key in parents:
         place = (
@@ -432,10 +461,10 @@ def _override(table: dict[str, Any], text: str) -> None:
             else None
         )
         if not isinstance(place, dict | list):
-            raise SpecError(f"--set {path.strip()}: {key!r} is no table of this study.")
+            raise SpecError(f"{who}: {key!r} is no table of this study.")
     if isinstance(place, dict):
-        place[last] = parsed
+        place[last] = value
     elif last.isdecimal() and int(last) < len(place):
-        place[int(last)] = parsed
+        place[int(last)] = value
     else:
-        raise SpecError(f"--set {path.strip()}: {last!r} is no index of that list.")
+        raise SpecError(f"{who}: {last!r} is no index of that list.")
