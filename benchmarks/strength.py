@@ -157,7 +157,7 @@ def lead_of(matrix: Matrix, source: str, target: str, one: str, other: str, row:
     def fooled(where: str, attack: str) -> Any:
         s = "no source" if attack in ("SignNoise", "UniformNoise") else where
         cell = matrix.data["predicted"].values[matrix.sources.index(s), matrix.attacks.index(attack), matrix.targets.index(target)]
-        return (cell != y)[clean == y]
+        return ((cell != y) & (cell >= 0))[clean == y]
 
     a, b = fooled(source, one), fooled(row or source, other)
     return stats.newcombe(int((a & ~b).sum()), int((b & ~a).sum()), int((a & b).sum()), int((~a & ~b).sum()))

@@ -170,7 +170,7 @@ def _inside(threat: Threat, x_adv: Tensor, x: Tensor) -> Tensor:
 
 def _corner(x: Tensor, threat: Threat) -> Tensor:
     """A random point at exactly eps: for Linf all pixels by eps, for L2 a random direction, longer where the box has cut it off."""
-    d = threat.eps * threat.steepest(seed.normal(x))
+    d = threat.step(x, x, seed.normal(x), threat.eps) - x
     for _ in range(20):
         longer = (threat.eps / threat.size(d)).nan_to_num(0, 0, 0)
         d = threat.project(x + d * longer.view(-1, *[1] * (x.dim() - 1)), x) - x

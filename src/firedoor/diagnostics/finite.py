@@ -90,7 +90,7 @@ def _asked_around(model: Classifier, x: Tensor, threat: Threat | Linf, points: i
     """(n,) true where the answer to some corner or uniform point around x is not finite."""
     bad = torch.zeros(len(x), dtype=torch.bool)
     for _ in range(points):
-        corner = threat.project(x + threat.eps * threat.steepest(seed.normal(x)), x)
+        corner = threat.step(x, x, seed.normal(x), threat.eps)
         bad |= _asked(model, corner) | _asked(model, threat.start(x))
     return bad
 

@@ -101,4 +101,4 @@ def _points(x: Tensor, ids: tuple[str, ...], turn: int, threat: Threat) -> Tenso
     """(2 m n, *shape) for x (m n, *shape): m uniform points of each of the n images, then the extreme ones in their directions."""
     with seed.streams(0, ids, draw=turn, purpose="B12"):
         inner = threat.start(x)
-    return torch.cat((inner, threat.project(x + threat.eps * threat.steepest(inner - x), x)))
+    return torch.cat((inner, threat.step(x, x, inner - x, threat.eps)))
