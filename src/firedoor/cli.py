@@ -137,7 +137,7 @@ def train(
 ) -> None:
     """Train one network of a study into the store, and go on where a killed training was.
 
-    Several processes train it together: accelerate launch --num_processes 2 -m firedoor train STUDY.toml NAME
+    Several processes train it together: torchrun --nproc_per_node 2 -m firedoor train STUDY.toml NAME
     """
     loaded = _load(study, _overrides(set_, seed, None), trust)
     from firedoor import device as devices

@@ -1,4 +1,4 @@
-"""The command that trains one network of a study: in this process, or in all that `accelerate launch` started."""
+"""The command that trains one network of a study: in this process, or in all that `torchrun` started."""
 
 from __future__ import annotations
 

@@ -59,7 +59,15 @@ RELATIVE = (
 
 Audit = Literal["quick", "full"]
 LARGEST_FILE = 1_000_000
-ONLY_IN_FILES = {"threat", "architecture", "fit", "models", "tier", "scale", "scales"}  # what a study file has beside the fields of a Study
+ONLY_IN_FILES = {
+    "threat",
+    "architecture",
+    "fit",
+    "models",
+    "tier",
+    "scale",
+    "scales",
+}  # what a study file has beside the fields of a Study
 
 
 @dataclass(frozen=True)

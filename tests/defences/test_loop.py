@@ -251,8 +251,7 @@ def test_kill_9_at_20_random_steps(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
         assert subprocess.run([*launch, str(count), str(script), str(tmp_path / str(count))], check=False).returncode == 0

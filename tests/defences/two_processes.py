@@ -1,4 +1,4 @@
-"""Run by `accelerate launch`: adversarial training on the digits, the weights of each process in a file of its own."""
+"""Run by `torchrun`: adversarial training on the digits, the weights of each process in a file of its own."""
 
 import os
 import sys

@@ -23,7 +23,7 @@ PRECISION = {"exact": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Ranks:
-    """The processes that train together; one unless `accelerate launch` or `torchrun` started more."""
+    """The processes that train together; one unless `torchrun` or `accelerate launch` started more."""
 
     def __init__(self, precision: str, trackers: tuple[str, ...], folder: str) -> None:
         import accelerate
