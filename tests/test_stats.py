@@ -508,7 +508,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("linear"))
 
 
-@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the default lane has the same table, once, in contracts/test_transfer_matrix.py
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_every_cell_of_linear_models_is_its_closed_form(norm: str, folder: str) -> None:
     study, matrix = linear_matrix(norm, folder)
     rates = set()

@@ -87,7 +87,7 @@ def kills(study: tuple[str, ...], folder: Path, count: int, seed: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_tiny_study_survives_kills(tmp_path: Path) -> None:
-    kills(TINY, tmp_path, count=2, seed=1)
+    kills(TINY, tmp_path, count=1, seed=1)
 
 
 @pytest.mark.slow
