@@ -21,7 +21,7 @@ NAMED = {  # the signs of each, any of which must fire; the verdict that it must
     "quantised_activation": (("A7", "A8", "E3", "E4t"), "MASKED"),
     "zero_gradient": (("A7", "B7", "B13"), "MASKED"),
     "random_pruning": (("A2", "R1", "E3", "E4t"), "MASKED"),
-    "overfit_fast": (("B17",), "EXPOSED"),
+    "overfit_fast": (("B17",), "EXPOSED"),  # its own gradient tells the truth, so it is no mask
 }
 FIRED = ("fail", "suspect")
 COLUMNS = ("specimen", "data", "signs that had to fire", "fired", "naive white box", "best attack of all", "verdict", "as expected")
@@ -36,11 +36,11 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         signs, verdict = NAMED[target["name"]]
         fired = sorted({s["id"] for s in target["symptoms"] if s["status"] in FIRED and s["id"] in signs})
         true = [r for r in (target["white_box_accuracy"], target["worst_case"], target["naive_white_box_accuracy"]) if r]
-        naive = target["naive_white_box_accuracy"]
-        if target["name"] == "overfit_fast":  # its gradient is honest: only the figure of one step is false
-            naive = next(
-                c["robust_accuracy"] for c in report["cells"] if c["attack"] == "one_step" and c["target"] == "overfit_fast"
-            )
+        naive = rate(target["naive_white_box_accuracy"])
+        if (
+            target["name"] == "overfit_fast"
+        ):  # its gradient is honest: only the figure of one step, at the eps of its training, is false
+            naive = next(s["text"].rpartition(": ")[2] for s in target["symptoms"] if s["id"] == "B17")
         held = bool(fired) and target["verdict"] == verdict
         found.append(
             (
@@ -48,7 +48,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
                 report["name"].rpartition(" ")[2],
                 " or ".join(signs),
                 ", ".join(fired) or "none",
-                rate(naive),
+                naive,
                 rate(min(true, key=lambda r: r["value"]) if true else None),
                 target["verdict"],
                 "yes" if held else f"no, {verdict} was",

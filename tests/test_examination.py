@@ -11,6 +11,7 @@ import torch
 from firedoor.cells import counted
 from firedoor.diagnostics.grey_image import GreyImage
 from firedoor.diagnostics.monotone import Monotone
+from firedoor.diagnostics.one_step_overfit import OneStepOverfit
 from firedoor.diagnostics.unbounded import Unbounded
 from firedoor.examination import S5_ROW, examination, passes_of
 from firedoor.pipeline import Outcome, carry_out
@@ -159,3 +160,11 @@ def test_steps_suit_the_budget_that_a_test_is_about(study: Study) -> None:
         monotone = next(t for t in tests if isinstance(t, Monotone))
         shares = {round(a.step_size / a.threat.eps, 9) for a in monotone.attacks}
         assert len(shares) == 1, "each budget has steps in proportion"
+
+
+def test_one_step_overfitting_is_looked_for_at_the_eps_of_the_training() -> None:
+    fast = {"type": "Fast", "step": 2, "guard": False, "threat": {"type": "Linf", "eps": "96/255"}}
+    of = from_table({**TABLE, "targets": {"plain": {"seed": 1}, "overfit": {"seed": 1, "fit": {"loss": fast}}}})
+    (test,) = (t.diagnosis.test for t in examination(of, "overfit") if isinstance(t.diagnosis.test, OneStepOverfit))
+    assert {round(255 * a.threat.eps) for a in (test.one, test.many)} == {96}
+    assert not [t for t in examination(of, "plain") if isinstance(t.diagnosis.test, OneStepOverfit)]

@@ -108,8 +108,9 @@ def _health(of: Study, relaxed: Model) -> Iterator[tuple[Diagnostic, int]]:
     yield diagnostics.Doubling(own, tuple(_doubled(a) for a in own)), some
     if of.threat.norm in ("Linf", "L2"):
         yield diagnostics.GradientFree(Square(_untargeted(of), queries=QUERIES), own), some
-    if _trained_on_attacks(relaxed):
-        yield diagnostics.OneStepOverfit(fgsm, _longer(of)), MANY
+    trained_at = _threat_of_training(relaxed, _untargeted(of))
+    if trained_at is not None:
+        yield diagnostics.OneStepOverfit(FGSM(trained_at), PGD(trained_at, steps=50, keep="best")), MANY
     yield diagnostics.NearCopy(pgd), some
     if of.audit == "full":
         yield diagnostics.UnstableLoss(), SOME
@@ -132,10 +133,14 @@ def _own(of: Study) -> tuple[Attack, ...]:
     return found[:2] or (_pgd(of),)
 
 
-def _trained_on_attacks(model: Model) -> bool:
-    """Whether some network in it was fitted to adversarial examples."""
+def _threat_of_training(model: Model, study: Threat) -> Threat | None:
+    """The largest budget, of the study's norm, that some network in it was fitted against; None if none was."""
     losses = {e.name for e in catalogue.entries("losses") if "adversarial training" in e.family}
-    return any(type(r).__name__ in losses for r in spec.recipes_in(model))
+    fitted = [r for r in spec.recipes_in(model) if type(r).__name__ in losses]
+    threats = [t for loss in fitted for t in spec.recipes_in(loss) if isinstance(t, type(study)) and not t.targeted]
+    if not fitted:
+        return None
+    return max(threats, key=lambda t: t.eps, default=study)
 
 
 def _untargeted(of: Study) -> Threat:
@@ -149,10 +154,6 @@ def _pgd(of: Study) -> Attack:
 def _within(threat: Threat) -> Attack:
     """Steps of a size that suits this budget."""
     return PGD(threat, steps=20, keep="best")
-
-
-def _longer(of: Study) -> Attack:
-    return PGD(_untargeted(of), steps=50, keep="best")
 
 
 def _doubled(attack: Attack) -> Attack:
