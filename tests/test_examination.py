@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from firedoor import spec
 from firedoor.cells import counted
 from firedoor.diagnostics.grey_image import GreyImage
 from firedoor.diagnostics.monotone import Monotone
@@ -16,6 +17,7 @@ from firedoor.diagnostics.unbounded import Unbounded
 from firedoor.examination import S5_ROW, examination, passes_of
 from firedoor.pipeline import Outcome, carry_out
 from firedoor.plan import plan
+from firedoor.protocols import Attack
 from firedoor.store import FileStore
 from firedoor.study import Study, from_table, load
 from firedoor.verdict import NEEDED_FOR_ROBUST
@@ -96,6 +98,19 @@ def test_a_full_audit_runs_all_that_robust_needs(study: Study) -> None:
     assert set(wanted) == set(NEEDED_FOR_ROBUST)
     assert set(wanted.values()) <= ids(replace(study, audit="full"), "plain")
     assert "Active" not in ids(study, "plain")
+
+
+def test_a_preflight_runs_no_attack_and_takes_a_small_part_of_the_passes(study: Study) -> None:
+    quick, few = study, replace(study, audit="preflight")
+    for target in study.targets:
+        names = ids(few, target)
+        assert names < ids(quick, target), target
+        assert {"EvalMode", "Randomised", "Probabilities", "GradientPresent"} <= names, target
+        attacks = [a for t in examination(few, target) for a in spec.recipes_in(t.diagnosis.test) if isinstance(a, Attack)]
+        assert not attacks, f"{target}: a preflight runs {attacks}"
+        assert 20 * passes_of(examination(few, target), 100) < passes_of(examination(quick, target), 100), target
+    views = {(t.view, t.note) for t in examination(few, "jpeg") if type(t.diagnosis.test).__name__ == "GradientPresent"}
+    assert views == {("as it stands", True), ("relaxed", False)}, "a dead naive gradient is a note, a dead relaxed one counts"
 
 
 def test_one_step_overfitting_is_asked_of_those_that_train_on_attacks(study: Study) -> None:

@@ -17,7 +17,7 @@ from firedoor.evidence import evidence_of
 from firedoor.matrix import Matrix
 from firedoor.protocols import Symptom
 from firedoor.stats import Estimate, clopper_pearson
-from firedoor.verdict import VERDICTS, Evidence, judge, state
+from firedoor.verdict import PREFLIGHT_ONLY, VERDICTS, Evidence, judge, state
 from reading_fakes import Attack, Draft, Source, Target, first
 
 BAR = 0.5
@@ -37,6 +37,21 @@ TRANSFER_LIST: dict[str, Any] = {
     "stripped_run": True,
 }
 GOOD = Evidence(HOLDS, HOLDS, HOLDS, HOLDS, audit=frozenset(AUDIT), worst_transfer="MI_FGSM from 'twin' (S1)", **TRANSFER_LIST)
+
+
+# ---------------------------------------------------------------- a preflight only
+
+
+def test_a_preflight_allows_no_good_verdict_and_bad_ones_say_so() -> None:
+    few = replace(GOOD, preflight_only=True)
+    verdict, reasons = judge(few, BAR)
+    assert verdict == "NOT MEASURED"
+    assert [r for r in reasons if "preflight" in r] == ["missing: " + PREFLIGHT_ONLY], "said once"
+    verdict, reasons = judge(replace(few, transfer=FALLS, all=FALLS, naive=FALLS), BAR)
+    assert verdict == "EXPOSED", "one witness is enough"
+    assert reasons[-1] == "missing: " + PREFLIGHT_ONLY
+    assert judge(replace(few, transfer=FALLS, all=FALLS), BAR)[0] == "MASKED"
+    assert not any("preflight" in r for r in judge(replace(GOOD, transfer=FALLS, all=FALLS, naive=FALLS), BAR)[1])
 
 
 # ---------------------------------------------------------------- states

@@ -81,6 +81,7 @@ def evidence_of(matrix: Matrix, target: str, live: Sequence[Symptom]) -> Evidenc
         stripped_run=any(matrix.right("stripped", a, target) is not None for _, a in relaxed),
         failed_cells=len(_failed(matrix, target)),
         audit=frozenset(s.id for s in live if s.status != "not_run"),
+        preflight_only=matrix.meta.get("audit") == "preflight",
         worst_of_k=resubmitted,
         missing_reasons=tuple(sorted({matrix.reason(s, a, target) for s in matrix.sources for a in matrix.attacks})[:5]),
     )

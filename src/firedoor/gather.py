@@ -107,6 +107,7 @@ def _facts(study: Study, found: Found, y: np.ndarray, ids: tuple[str, ...]) -> d
         "seed": study.seed,
         "draws": study.draws,
         "bar": study.bar,
+        "audit": study.audit,
         "control": study.control,
         "classes": list(study.data.classes),
         "relative": list(RELATIVE),

@@ -57,7 +57,7 @@ RELATIVE = (
     NO_SOURCE,
 )  # rows whose source is another model for every target
 
-Audit = Literal["quick", "full"]
+Audit = Literal["preflight", "quick", "full"]
 LARGEST_FILE = 1_000_000
 ONLY_IN_FILES = {
     "threat",
@@ -79,7 +79,8 @@ class Study:
     may have trained or tuned on. `draws`: how often a random target is asked. `bar`: the loss that a target must stay under to hold.
     `precision`: in which examples are crafted, exact or fast (bfloat16); targets always answer exactly. `stolen`: how an
     attacker copies a target by its answers (S4); its own `target` only holds the place of each that the rungs below left standing.
-    `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST.
+    `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST. preflight has only
+    those that run no attack, for networks on which attacks are dear: it allows no good verdict, and every verdict says so.
 
     Errors: SpecError where names clash or are unknown, or the attacks disagree about the threat.
     """

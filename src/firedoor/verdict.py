@@ -5,7 +5,7 @@ Bad news needs one witness, good news the whole list. The rules never see a name
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from firedoor.protocols import Symptom
 from firedoor.stats import Estimate
@@ -40,11 +40,13 @@ class Evidence:
     stripped_run: bool = True
     failed_cells: int = 0
     audit: frozenset[str] = field(default=frozenset())  # ids of the live tests that were run
+    preflight_only: bool = False  # none of them ran an attack
     worst_of_k: Estimate | None = None  # share right in all of 20 resubmissions of the worst cell, random targets
     missing_reasons: tuple[str, ...] = ()
 
 
 NEEDED_FOR_ROBUST = ("A7", "A8", "A9", "B5", "B7", "B11", "C1")
+PREFLIGHT_ONLY = "the tests that attack the target (this audit was the preflight only)"
 OF_THE_TARGET = ("A2", "A12", "E10", "E15")  # caps that concern every example, not only those made on the target itself
 
 
@@ -79,6 +81,10 @@ def steps(evidence: Evidence, bar: float) -> list[Step]:
         chain.append(rule(evidence, bar))
         if chain[-1].verdict:
             break
+    last = chain[-1]
+    missing = f"missing: {PREFLIGHT_ONLY}"
+    if evidence.preflight_only and missing not in last.reasons:
+        chain[-1] = replace(last, reasons=(*last.reasons, missing))
     return chain
 
 
@@ -175,6 +181,8 @@ def _missing_transfer(e: Evidence) -> list[str]:
     missing.extend(f"{s.id} {s.name}: {s.text}" for s in e.symptoms if _caps_transfer(s))
     if e.failed_cells:
         missing.append(f"{e.failed_cells} planned cells that failed")
+    if e.preflight_only:
+        missing.append(PREFLIGHT_ONLY)
     if e.worst_of_k is not None and not e.worst_of_k.value >= 0.5:  # NaN: too few draws to tell
         missing.append(f"a target that stands resubmission (right in all of 20 tries: {_show(e.worst_of_k)})")
     return missing

@@ -39,7 +39,9 @@ def test_a_sabotaged_attack_breaks_the_clause_that_names_its_defect_first(number
 @pytest.mark.parametrize(
     "original",
     [
-        pytest.param(s, id=f"{s.attack}, {len(s.prepare)} edits", marks=[pytest.mark.slow] if s.prepare or s.attack != "Iterated" else [])
+        pytest.param(
+            s, id=f"{s.attack}, {len(s.prepare)} edits", marks=[pytest.mark.slow] if s.prepare or s.attack != "Iterated" else []
+        )
         for s in sabotage.ORIGINALS
     ],
 )

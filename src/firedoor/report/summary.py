@@ -215,7 +215,7 @@ def _not_tested(matrix: Matrix, symptoms: dict[str, list[Symptom]]) -> list[str]
     missing = [f"norms other than {meta['threat']['norm']}, and budgets other than eps = {meta['threat']['eps']:g}"]
     if "S0" not in rungs or not any(s["public"] for s in meta["sources"]):
         missing.append("rung S0: no public model, nor a stand-in for one")
-    elif "S0" in rungs:
+    elif not any(s["public"] and s["type"] == "Imported" for s in meta["sources"]):
         missing.append("real public models: the S0 sources are stand-ins that this study trained")
     if "S4" not in rungs:
         missing.append("rung S4: a model stolen through the target's answers")
