@@ -24,7 +24,7 @@ from firedoor.defences.wrappers.denoiser import Denoiser
 from firedoor.defences.wrappers.jpeg import JPEG
 from firedoor.defences.wrappers.noise import Noise
 from firedoor.defences.wrappers.random_member import RandomMember
-from firedoor.errors import SpecError
+from firedoor.errors import MissingData, SpecError
 from firedoor.models.ensemble import Ensemble
 from firedoor.models.snapshots import Snapshots
 from firedoor.models.trained import Trained
@@ -89,7 +89,10 @@ def test_a_small_study_is_read_with_its_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda f: f.name)
 def test_a_shipped_study_survives_being_written_with_everything_spelled_out(file: Path, tmp_path: Path) -> None:
-    one = load(file)
+    try:
+        one = load(file)
+    except MissingData as error:
+        pytest.skip(str(error))
     again = load(written(tmp_path, to_toml(one)))
     assert again == one
     assert spec.fingerprint(again.sources["twin"]) == spec.fingerprint(one.sources["twin"])
