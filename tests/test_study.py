@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,12 @@ def test_a_small_study_is_read_with_its_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda f: f.name)
 def test_a_shipped_study_survives_being_written_with_everything_spelled_out(file: Path, tmp_path: Path) -> None:
-    try:
-        one = load(file)
-        text = to_toml(one)
-    except MissingData as error:  # images that this machine does not have
-        pytest.skip(str(error))
+    one = load(file)
+    text = to_toml(one)
     again = load(written(tmp_path, text))
     assert again == one
-    assert spec.fingerprint(again.sources["twin"]) == spec.fingerprint(one.sources["twin"])
+    with suppress(MissingData):  # images that this machine does not have have no digest
+        assert spec.fingerprint(again.sources["twin"]) == spec.fingerprint(one.sources["twin"])
     assert to_toml(again) == text
 
 
