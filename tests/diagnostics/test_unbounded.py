@@ -36,12 +36,11 @@ def found(sealed: int) -> Symptom:
     return Unbounded(attack)(Bright(sealed).eval(), split)
 
 
-@pytest.mark.parametrize(("sealed", "status"), [(0, "pass"), (1, "suspect"), (3, "suspect"), (5, "fail"), (60, "fail")])
-def test_it_fails_where_the_interval_excludes_one_percent(sealed: int, status: str) -> None:
+@pytest.mark.parametrize(("sealed", "status"), [(0, "pass"), (1, "suspect"), (2, "fail"), (5, "fail"), (60, "fail")])
+def test_it_fails_above_one_percent(sealed: int, status: str) -> None:
     sign = found(sealed)
     exact = clopper_pearson(sealed, N)
     assert (sign.status, sign.value, sign.low, sign.high) == (status, sealed / N, exact.low, exact.high)
-    assert (exact.low > 0.01) == (status == "fail")
     assert sign.examples == tuple(f"image/{i}" for i in range(min(sealed, 20))), "the images that survive are named"
 
 

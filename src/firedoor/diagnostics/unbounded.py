@@ -15,7 +15,7 @@ __all__ = ["Unbounded"]
 class Unbounded:
     """B7: the share of correctly classified images that `attack` cannot break with no budget at all.
 
-    suspect: any; fail: more than 1 % by the lower end of the exact 95 % interval, since one of fifty may be a search that ended early.
+    suspect: any; fail: more than 1 %. The interval is the exact one of 95 %.
 
     `attack` must be given with the whole box as its budget (Linf(1), or the norm's own largest distance).
 
@@ -34,7 +34,7 @@ class Unbounded:
         left = ~fooled(model, self.attack, kept, "B7")
         n, k = len(kept), int(left.sum())
         found = clopper_pearson(k, n)
-        status = "fail" if found.low > self.share else "suspect" if k else "pass"
+        status = "fail" if k > self.share * n else "suspect" if k else "pass"
         text = f"{k} of {n} images survive an attack without any budget" if k else f"without a budget all {n} images fall"
         return Symptom("B7", "unbounded", "mask", status, text, k / n, self.share, n, found.low, found.high, ids_of(kept, left))
 
