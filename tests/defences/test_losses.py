@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from firedoor import seed, spec
 from firedoor.craft import Craft
-from firedoor.defences.fit import Fit, Watching
+from firedoor.defences.fit import Fit, Remembering, Watching
 from firedoor.defences.losses.clean import CrossEntropy
 from firedoor.defences.losses.distillation import Distillation
 from firedoor.defences.losses.ensemble_at import EnsembleAT
@@ -45,6 +45,10 @@ def a_batch(n: int = 12, epoch: int = 0) -> Batch:
     return Batch(SPLIT.x[:n], SPLIT.y[:n], SPLIT.ids[:n], epoch)
 
 
+def whole() -> Batch:
+    return Batch(SPLIT.x, SPLIT.y, SPLIT.ids, 0)
+
+
 @dataclass(frozen=True)
 class UniformNoise:
     """Plain training on uniform points of the ball."""
@@ -63,6 +67,7 @@ REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "TRADES(beta=0) = plain": (TRADES(Linf(8 / 255), beta=0.0), CrossEntropy()),
     "PubDef without sources = plain": (PubDef((), ATTACK, DATA), CrossEntropy()),
     "PubDef without sources, all = plain": (PubDef((), ATTACK, DATA, mode="all"), CrossEntropy()),
+    "PubDef without sources, moving average = plain": (PubDef((), ATTACK, DATA, mode="moving-average"), CrossEntropy()),
     "WeightPenalty(0, 0) = plain": (WeightPenalty(0.0, 0.0), CrossEntropy()),
     "LabelSmoothing(0) = plain": (LabelSmoothing(0.0), CrossEntropy()),
     "CrossEntropy at 1 = plain": (CrossEntropy(1.0), CrossEntropy()),
@@ -234,6 +239,56 @@ def test_pubdef_random_draws_clean_and_every_source_equally_per_example() -> Non
         picked.append(which.argmax(0))
     assert (counts / 1800 - 1 / 3).abs().max() < 4 * (2 / 9 / 1800) ** 0.5
     assert not torch.equal(picked[0], picked[1])
+
+
+def views_of_pubdef(module: nn.Module) -> Tensor:
+    """Cross-entropies (1 + sources, 60): clean, then each source's crafts."""
+    views = [SPLIT.x, *(Craft(s, ATTACK, DATA, "target").load(DictStore()).x for s in SOURCES)]
+    return torch.stack([nn.functional.cross_entropy(module(v), SPLIT.y, reduction="none") for v in views])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_pubdef_top_k_takes_clean_and_the_hardest_sources_of_each_example(k: int) -> None:
+    module = net(DATA, 0.0).eval()
+    each = views_of_pubdef(module).detach()
+    hardest = each[1:].sort(0, descending=True).values[:k].sum(0)
+    found = PubDef(SOURCES, ATTACK, DATA, mode="top-k", k=k).start(DictStore(), SPLIT)(module, whole()).detach()
+    torch.testing.assert_close(found, ((each[0] + hardest) / (1 + k)).mean())
+    if k == len(SOURCES):
+        equal = PubDef(SOURCES, ATTACK, DATA, mode="all").start(DictStore(), SPLIT)(module, whole()).detach()
+        torch.testing.assert_close(found, equal)
+    else:
+        assert abs(float(found - each.mean())) > 1e-4
+
+
+def test_pubdef_moving_average_weighs_sources_by_their_mean_loss_so_far() -> None:
+    one, other = net(DATA, 0.0).eval(), Catch()
+    loss = PubDef(SOURCES, ATTACK, DATA, mode="moving-average", decay=0.75).start(DictStore(), SPLIT)
+    average = torch.full((2,), 0.5)
+    for module in (one, other, one):
+        means = views_of_pubdef(module).mean(1).detach()
+        average = 0.75 * average + 0.25 * means[1:]
+        expected = means[0] / 3 + 2 / 3 * (average / average.sum() * means[1:]).sum()
+        torch.testing.assert_close(loss(module, whole()).detach(), expected)
+    assert float((average[0] - average[1]).abs()) > 1e-3, "equal weights would prove nothing"
+    assert isinstance(loss, Remembering)
+    again = PubDef(SOURCES, ATTACK, DATA, mode="moving-average", decay=0.75).start(DictStore(), SPLIT)
+    assert not torch.equal(loss(one, whole()), again(one, whole()))
+    again.restore(loss.state())  # type: ignore[attr-defined]
+    assert torch.equal(loss(one, whole()), again(one, whole()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "fixed"}, "mode must be one of all, random, top-k, moving-average, got 'fixed'"),
+        ({"mode": "top-k", "k": 3}, r"k must be 1 to the number of sources \(2\), got 3"),
+        ({"mode": "moving-average", "decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_pubdef_refuses(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        PubDef(SOURCES, ATTACK, DATA, **fields)
 
 
 def test_pubdef_draws_among_its_stored_versions() -> None:

@@ -16,12 +16,16 @@ from firedoor.protocols import Attack, Batch, Dataset, LossFn, Model, Split, Sto
 
 __all__ = ["PubDef"]
 
+MODES = ("all", "random", "top-k", "moving-average")
+
 
 @dataclass(frozen=True)
 class PubDef:
     """Cross-entropy of clean examples and of stored crafts of public sources, best one per type of training.
 
-    Mode "random" draws clean or one source per example and epoch (1x); "all" averages over clean and every source (K+1 x).
+    Four weightings of the K sources. "random" draws clean or one source per example and epoch (1x). The others show clean and every
+    source (K+1 x): "all" weighs them equally; "top-k" takes clean and, for each example, the k sources of largest loss, equally;
+    "moving-average" leaves clean 1/(K+1) and shares the rest by each source's mean loss, averaged over batches with `decay`.
     `crafts`: stored versions per source, one drawn per epoch. Claims nothing against white-box attacks.
 
     Family: adversarial training. Year: 2024.
@@ -31,13 +35,19 @@ class PubDef:
     sources: tuple[Model, ...]
     attack: Attack
     data: Dataset
-    mode: Literal["all", "random"] = "random"
+    mode: Literal["all", "random", "top-k", "moving-average"] = "random"
     part: Literal["source", "target"] = "target"
     crafts: int = 1
+    k: int = 1
+    decay: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.mode not in ("all", "random"):
-            raise SpecError(f"PubDef: mode must be 'all' or 'random', got {self.mode!r}. Choose one.")
+        if self.mode not in MODES:
+            raise SpecError(f"PubDef: mode must be one of {', '.join(MODES)}, got {self.mode!r}. Choose one.")
+        if self.mode == "top-k" and not 1 <= self.k <= len(self.sources):
+            raise SpecError(f"PubDef: k must be 1 to the number of sources ({len(self.sources)}), got {self.k}. Try 1.")
+        if not 0 <= self.decay < 1:
+            raise SpecError(f"PubDef: decay must be in [0, 1), got {self.decay}. Try 0.9; 0 weighs by the last batch alone.")
         if self.part not in ("source", "target"):
             raise SpecError(f"PubDef: part must be 'source' or 'target', got {self.part!r}. Evaluation examples never train.")
         if self.crafts < 1:
@@ -52,16 +62,44 @@ class PubDef:
             for s in self.sources
         ]
 
-        def loss(module: nn.Module, batch: Batch) -> Tensor:
-            views = [batch.x, *(batch.augment(_one_of(v, batch)) for v in versions)]
-            if self.mode == "all":
-                y = batch.y.repeat(len(views))
-                return cross_entropy(module(torch.cat(views)), y).mean()
+        return _Live(self, versions)
+
+
+class _Live:
+    """The loss of a batch. What it carries from batch to batch is each source's average loss, in mode "moving-average"."""
+
+    def __init__(self, recipe: PubDef, versions: list[list[Lookup]]) -> None:
+        self.recipe, self.versions = recipe, versions
+        self.whole_batches = recipe.mode == "moving-average"
+        self.average = torch.full((len(versions),), 1 / max(len(versions), 1))
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        recipe = self.recipe
+        views = [batch.x, *(batch.augment(_one_of(v, batch)) for v in self.versions)]
+        if recipe.mode == "random":
             chosen = seed.integers(batch.x, len(views))
             x = torch.stack(views)[chosen, torch.arange(len(chosen))]
             return cross_entropy(module(x), batch.y).mean()
+        each = cross_entropy(module(torch.cat(views)), batch.y.repeat(len(views)))
+        if recipe.mode == "all" or len(views) == 1:
+            return each.mean()
+        each = each.view(len(views), -1)  # (1 + K, n), clean first
+        if recipe.mode == "top-k":
+            hardest = each[1:].topk(recipe.k, dim=0).values
+            return torch.cat([each[:1], hardest]).mean()
+        means = each.mean(1)
+        self.average = recipe.decay * self.average.to(means.device) + (1 - recipe.decay) * means[1:].detach()
+        shares = self.average / self.average.sum().clamp_min(1e-12)
+        clean = 1 / len(views)
+        return clean * means[0] + (1 - clean) * (shares * means[1:]).sum()
 
-        return loss
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return {"average": self.average}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self.average = state["average"]
 
 
 def _one_of(versions: list[Lookup], batch: Batch) -> Tensor:
