@@ -5,6 +5,7 @@
 #   make slow        the long test lane
 #   make contracts   every attack against its contract, known answers, reductions, sabotage (up to 25 minutes)
 #   make validate    planted failures and honest models against the audit, table in docs/validation.md (up to 25 minutes)
+#   make bench-training    adversarial training beside a bare loop and beside another library, in the same environment as agreement
 #   make agreement   our attacks beside those of other libraries, in an environment of their own (.venv-peers, several GB)
 # On Linux the default index may serve a CUDA build of torch. For the CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -14,7 +15,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 TORCH_INDEX ?=
 RUN := .venv/bin/python -m
 
-.PHONY: demo test check slow contracts validate agreement clean
+.PHONY: demo test check slow contracts validate agreement bench-training clean
 .DEFAULT_GOAL := test
 
 .venv/.ok: pyproject.toml $(CONSTRAINTS)
@@ -46,6 +47,9 @@ validate: .venv/.ok
 agreement: .venv-peers/.ok
 	.venv-peers/bin/python -m pytest -m peers -n 0 tests/attacks/plugins
 	.venv-peers/bin/python -W ignore benchmarks/agreement.py
+
+bench-training: .venv-peers/.ok
+	.venv-peers/bin/python -W ignore benchmarks/training.py
 
 .venv-peers/.ok: pyproject.toml constraints/vision.txt constraints/peers.txt
 	$(PY) -m venv .venv-peers
