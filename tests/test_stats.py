@@ -201,6 +201,24 @@ def test_the_chained_rate_is_blind_to_what_the_source_survived() -> None:
     assert stats.chained_transfer_rate(draft.matrix(), "s", "a", "t") is None
 
 
+def test_home_rate_counts_what_the_source_had_right_and_lost() -> None:
+    draft = small()
+    draft.source_clean["s"] = draft.wrong_where(mask(N, 2))
+    draft.home["s", "a"] = draft.wrong_where(mask(N, 0, 2, 3, 5, 6))
+    assert stats.home_rate(draft.matrix(), "s", "a", "t") == stats.wilson(4, 9)
+    draft.home["s", "a"] = np.full(N, -1)
+    assert stats.home_rate(draft.matrix(), "s", "a", "t") is None
+
+
+def test_the_same_mistake_is_the_same_wrong_label_where_both_are_wrong() -> None:
+    draft = small()
+    draft.cells["s", "a", "t"] = (draft.y + np.array([1, 1, 2, 2, 0, 1, 0, 1, 0, 0])) % CLASSES
+    draft.home["s", "a"] = (draft.y + np.array([1, 2, 2, 1, 1, 1, 0, 0, 0, 0])) % CLASSES
+    assert stats.same_mistake_rate(draft.matrix(), "s", "a", "t") == stats.wilson(3, 5)
+    draft.cells["s", "a", "t"][9] = -1
+    assert stats.same_mistake_rate(draft.matrix(), "s", "a", "t") is None
+
+
 def test_the_noise_floor_is_the_mean_of_its_draws_and_is_taken_off_on_the_same_images() -> None:
     draft = small()
     turned = [mask(N, 2), mask(N, 2, 3), mask(N, 0, 1), mask(N), mask(N, 9)]

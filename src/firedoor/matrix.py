@@ -69,6 +69,11 @@ class Matrix:
         found: Shares | None = self.remember(("right", at), lambda: _share(self._labels(at, target), self.y))
         return found
 
+    def labels(self, source: str, attack: str, target: str) -> np.ndarray | None:
+        """(n, draws) labels that the target gives; None where the cell was not run or holds a -1."""
+        found = self._labels(self._at(source, attack, target), target)
+        return None if (found < 0).any() else found
+
     def clean(self, target: str) -> Shares:
         """(n,) share of draws with the true label on the clean images."""
         return np.asarray((self._clean_labels(target) == self.y[:, None]).mean(1))
@@ -89,15 +94,21 @@ class Matrix:
 
     def home(self, source: str, attack: str, target: str) -> tuple[np.ndarray, np.ndarray] | None:
         """(right on x, fooled on x_adv) of the source itself, both (n,) bool; None where that is unknown."""
-        s, a, t = self._at(source, attack, target)
-        if source in self._relative:
-            row = self._relative[source]
-            clean, after = self._values("own_clean")[row, t], self._values("own_home")[row, a, t]
-        else:
-            clean, after = self._values("source_clean")[s], self._values("home")[s, a]
-        if (after < 0).any() or (clean < 0).any():
+        s, _, t = self._at(source, attack, target)
+        after = self.home_labels(source, attack, target)
+        clean = (
+            self._values("own_clean")[self._relative[source], t] if source in self._relative else self._values("source_clean")[s]
+        )
+        if after is None or (clean < 0).any():
             return None
         return clean == self.y, after != self.y
+
+    def home_labels(self, source: str, attack: str, target: str) -> np.ndarray | None:
+        """(n,) labels that the source itself gives to x_adv; None where that is unknown."""
+        s, a, t = self._at(source, attack, target)
+        own = source in self._relative
+        found = self._values("own_home")[self._relative[source], a, t] if own else self._values("home")[s, a]
+        return None if (found < 0).any() else np.asarray(found)
 
     def source_clean(self, source: str) -> np.ndarray | None:
         """(n,) true where the source is right on the clean image; None for rows that have no one source."""

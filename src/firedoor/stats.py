@@ -23,12 +23,14 @@ __all__ = [
     "excess_transfer",
     "false_positives",
     "holm",
+    "home_rate",
     "loss",
     "mcnemar",
     "mean",
     "newcombe",
     "noise_floor",
     "robust_accuracy",
+    "same_mistake_rate",
     "survivors",
     "transfer_rate",
     "wilson",
@@ -96,6 +98,23 @@ def chained_transfer_rate(matrix: Matrix, source: str, attack: str, target: str)
     if right is None or home is None:
         return None
     return mean(1 - right, matrix.clean(target) * (home[0] & home[1]))
+
+
+def home_rate(matrix: Matrix, source: str, attack: str, target: str) -> Estimate | None:
+    """P[the source is wrong on x_adv | the source is right on x]; it depends on `target` for relative sources alone."""
+    home = matrix.home(source, attack, target)
+    return None if home is None else mean(home[1].astype(float), home[0].astype(float))
+
+
+def same_mistake_rate(matrix: Matrix, source: str, attack: str, target: str) -> Estimate | None:
+    """P[source and target give the same label on x_adv | both are wrong there]."""
+    source_says, target_says = matrix.home_labels(source, attack, target), matrix.labels(source, attack, target)
+    if source_says is None or target_says is None:
+        return None
+    both = (target_says != matrix.y[:, None]) & (source_says != matrix.y)[:, None]
+    weight = both.mean(1)
+    same = (both & (target_says == source_says[:, None])).mean(1)
+    return mean(np.divide(same, weight, out=np.zeros_like(same), where=weight > 0), weight)
 
 
 def noise_floor(matrix: Matrix, target: str) -> Estimate:

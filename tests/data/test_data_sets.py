@@ -15,7 +15,8 @@ from firedoor import catalogue, data, spec
 from firedoor.data.digits import Digits
 from firedoor.data.shapes import Shapes
 from firedoor.data.splits import PARTS, Splits
-from firedoor.errors import MissingData, SpecError
+from firedoor.data.subset import Subset
+from firedoor.errors import DataError, MissingData, SpecError
 from firedoor.protocols import Dataset
 
 SMALL = Splits(train=40, development=20, evaluation=30)
@@ -148,3 +149,27 @@ def test_names_from_a_study_are_never_paths(name: str) -> None:
     for cls in (data.Idx, data.ImageFolders):
         with pytest.raises(SpecError, match="one plain file or folder name"):
             cls(name)
+
+
+def test_a_subset_is_the_first_share_of_each_training_part_and_nothing_else_changes() -> None:
+    whole = Digits(Splits("disjoint"))
+    tenth = Subset(whole, 0.1)
+    for part in ("source", "target"):
+        n = round(0.1 * len(whole.split(part)))
+        assert tenth.split(part).ids == whole.split(part).ids[:n]
+        assert torch.equal(tenth.split(part).x, whole.split(part).x[:n])
+        assert tenth.split(part) is tenth.split(part), "a repeated call is free"
+    assert not set(tenth.split("source").ids) & set(whole.split("target").ids)
+    for part in ("development", "evaluation"):
+        assert tenth.split(part) is whole.split(part)
+    assert (tenth.classes, tenth.shape, tenth.eight_bit) == (whole.classes, whole.shape, whole.eight_bit)
+    assert len({tenth.digest(), Subset(whole, 0.2).digest(), whole.digest(), Subset(Digits(), 0.1).digest()}) == 4
+    assert spec.from_value(Dataset, spec.to_dict(tenth), "data", {}, {}) == tenth
+
+
+def test_a_subset_refuses_what_leaves_nothing() -> None:
+    for share in (0, -1, 1.5, True, "half"):
+        with pytest.raises(SpecError, match=r"share must be in \(0, 1\], got"):
+            Subset(Digits(), share)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"needs 2 images or more, got 1 of 1300\. Raise share"):
+        Subset(Digits(), 0.001).split("target")

@@ -1,0 +1,60 @@
+"""Less of another data set, for sources whose owner has less to train on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from firedoor.data.digits import Digits
+from firedoor.errors import DataError, SpecError
+from firedoor.protocols import Dataset, Split
+
+__all__ = ["Subset"]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The first `share` of each training part of `data`, in its random order; development and evaluation images are all there.
+
+    So a source trained on a tenth of the target's images has share = 0.1 and part "target", and one on a tenth of a disjoint half
+    has part "source" of a data set whose splits are disjoint.
+    Errors: SpecError for a share outside (0, 1]; DataError if it leaves fewer than two images.
+
+    Family: subset. Year: 2019.
+    Reference: surrogates trained on fewer data, Demontis et al. 2019, sec. 4, arXiv:1809.02861.
+    """
+
+    data: Dataset = field(default_factory=Digits)
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, bool) or not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise SpecError(f"Subset: share must be in (0, 1], got {self.share!r}. Use 0.1 for a tenth.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.data.eight_bit
+
+    def split(self, part: str) -> Split:
+        return _cut(self, part) if part in ("source", "target") else self.data.split(part)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"subset/{self.share!r}/{self.data.digest()}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _cut(subset: Subset, part: str) -> Split:
+    whole = subset.data.split(part)
+    size = round(subset.share * len(whole))
+    if size < 2:
+        raise DataError(f"Subset: a training part needs 2 images or more, got {size} of {len(whole)}. Raise share.")
+    return whole[:size]
