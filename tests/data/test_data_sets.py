@@ -173,3 +173,20 @@ def test_a_subset_refuses_what_leaves_nothing() -> None:
             Subset(Digits(), share)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"needs 2 images or more, got 1 of 1300\. Raise share"):
         Subset(Digits(), 0.001).split("target")
+
+
+def test_a_subset_leaves_out_classes_of_what_is_evaluated_only() -> None:
+    whole = Digits()
+    some = Subset(whole, 1.0, ("3", "8"))
+    assert whole.classes[3] == "3"
+    for part in ("development", "evaluation"):
+        kept = [i for i, y in enumerate(whole.split(part).y.tolist()) if y not in (3, 8)]
+        assert some.split(part).ids == tuple(whole.split(part).ids[i] for i in kept)
+        assert torch.equal(some.split(part).x, whole.split(part).x[kept])
+        assert torch.equal(some.split(part).y, whole.split(part).y[kept])
+    assert torch.equal(some.split("target").y, whole.split("target").y)
+    assert some.digest() != Subset(whole, 1.0).digest()
+    with pytest.raises(SpecError, match="without must name classes of the data, got 'deer'"):
+        Subset(whole, 1.0, ("deer",)).split("evaluation")
+    with pytest.raises(DataError, match="evaluation needs an image, got none"):
+        Subset(whole, 1.0, whole.classes).split("evaluation")
