@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from firedoor import stats
 from firedoor.attacks import FGSM, I_FGSM, MI_FGSM
-from firedoor.errors import SpecError
+from firedoor.errors import SpecError, UsageError
 from firedoor.matrix import Matrix
 from firedoor.pipeline import run
 from firedoor.protocols import Access, Model, Split, Store
@@ -576,3 +576,46 @@ def test_no_linear_target_shows_a_sign_of_masking(folder: str) -> None:
         signs = gradient_signs(matrix, target)
         assert {s.id for s in signs} == {"E3", "E4t"}
         assert all(s.status in ("pass", "not_run") and not s.value for s in signs), signs
+
+
+# ---------------------------------------------------------------- two defences, several seeds
+
+
+def two_arms(gaps: list[float], n: int = 400) -> Matrix:
+    """Targets o0, o1 ... and t0, t1 ...: right under attack on half of the images, ours on `gaps[i]` more of them."""
+    names = [f"{arm}{i}" for arm in "ot" for i in range(len(gaps))]
+    draft = Draft(np.arange(n) % CLASSES, [Target(name) for name in names])
+    order = np.random.default_rng(0).permutation(n)
+    for i, gap in enumerate(gaps):
+        draft.fool("s", "a", f"t{i}", order >= n // 2)
+        draft.fool("s", "a", f"o{i}", order >= n // 2 + round(gap * n))
+    return draft.matrix()
+
+
+def test_ahead_is_the_mean_gap_over_seeds_and_its_interval_holds_both_levels() -> None:
+    pairs = [("s", "a")]
+    same = stats.ahead(two_arms([0.0] * 3), ["o0", "o1", "o2"], ["t0", "t1", "t2"], pairs)
+    assert same == Estimate(0.0, 0.0, 0.0, 400)
+    steady = stats.ahead(two_arms([0.1] * 3), ["o0", "o1", "o2"], ["t0", "t1", "t2"], pairs)
+    varied = stats.ahead(two_arms([0.0, 0.1, 0.2]), ["o0", "o1", "o2"], ["t0", "t1", "t2"], pairs)
+    assert steady is not None
+    assert varied is not None
+    assert steady.value == pytest.approx(0.1) == pytest.approx(varied.value)
+    one_arm = stats.wilson(40, 400)
+    assert steady.high - steady.low == pytest.approx(one_arm.high - one_arm.low, rel=0.15), "the images alone"
+    assert varied.high - varied.low > 2 * (steady.high - steady.low), "seeds that differ widen it"
+    assert varied.low < 0.01
+    assert steady.low > 0.05
+
+
+def test_ahead_takes_the_minimum_of_each_arm_by_itself() -> None:
+    draft = Draft(np.arange(10), [Target("o"), Target("t")], attacks=(Attack("a"), Attack("b")))
+    draft.fool("s", "a", "o", mask(10, 0, 1))
+    draft.fool("s", "b", "o", mask(10, 2))
+    draft.fool("s", "a", "t", mask(10, 0))
+    draft.fool("s", "b", "t", mask(10, 2, 3, 4, 5, 6))
+    found = stats.ahead(draft.matrix(), ["o"], ["t"], [("s", "a"), ("s", "b")])
+    assert found is not None
+    assert found.value == pytest.approx(0.8 - 0.5)
+    with pytest.raises(UsageError, match="as many targets of ours as of theirs, one per seed, got 1 and 2"):
+        stats.ahead(draft.matrix(), ["o"], ["t", "o"], [("s", "a")])
