@@ -1,0 +1,120 @@
+"""The tables of a long study: python examples/results_table.py OUT [OTHER ...] [--ours NAME,... --theirs NAME,...] [--page FILE NAME]
+
+One row per target: clean accuracy and its drop, worst pair and worst case on seen and on held-out pairs, white box, verdict, price of
+training, then the worst pair at the budget of each OTHER, a run of the same targets under another threat, and by family of attack.
+A held-out pair counts where it leaves the control at most half right. `--ours` and `--theirs` name the seeds of two defences, one
+each, to be compared on the held-out pairs that count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from defences_table import rate, renew
+
+from firedoor import stats
+from firedoor.intervals import Estimate
+from firedoor.matrix import Matrix, open_matrix
+
+PUBLIC = ("S0", "S1", "S2")
+COUNTS = 0.5  # most that the control may have right
+
+
+def shown(e: Estimate | None) -> str:
+    return "not run" if e is None else f"{100 * e.value:.1f} ({100 * e.low:.0f} to {100 * e.high:.0f})"
+
+
+def pairs(matrix: Matrix, target: str) -> list[tuple[str, str]]:
+    """Transferred cells from sources that never asked the target, without nulls."""
+    real = [a["name"] for a in matrix.meta["attacks"] if a["role"] not in ("null", "white box")]
+    rungs = matrix.meta["rungs"]
+    return [
+        (s, a) for s in matrix.sources if s in rungs and rungs[s].get(target) in PUBLIC for a in real if has(matrix, s, a, target)
+    ]
+
+
+def has(matrix: Matrix, source: str, attack: str, target: str) -> bool:
+    return matrix.right(source, attack, target) is not None
+
+
+def held_out(matrix: Matrix) -> list[tuple[str, str]]:
+    """Pairs of an unseen source or attack that leave the control at most half right."""
+    control = matrix.meta["control"]
+    seen = {f["name"] for kind in ("sources", "attacks") for f in matrix.meta[kind] if f["seen"]}
+    new = [p for p in pairs(matrix, control) if not set(p) <= seen]
+    return [p for p in new if float(matrix.right(*p, control).mean()) <= COUNTS]
+
+
+def table(report: dict[str, Any], matrix: Matrix, others: list[tuple[str, Matrix]]) -> list[list[str]]:
+    families = sorted({a["family"] for a in matrix.meta["attacks"] if a["role"] not in ("null", "white box")})
+    of = {a["name"]: a["family"] for a in matrix.meta["attacks"]}
+    counted = held_out(matrix)
+    head = ["target", "clean", "clean drop", "worst pair, seen", "worst case, seen", f"worst of {len(counted)} held-out pairs"]
+    head += ["worst case, held out", "white box", "verdict", "training"]
+    head += [f"worst pair, {text}" for text, _ in others] + [f"worst pair, {family}" for family in families]
+    rows = [head]
+    for t in report["targets"]:
+        name, drop, multiple = t["name"], t["clean_drop"], t["train_multiple"]
+        own = [p for p in counted if has(matrix, *p, name)]
+        worst = stats.worst_pair(matrix, name, own)
+        row = [
+            name,
+            rate(t["clean_accuracy"]),
+            "control" if t["control"] else rate(drop),
+            rate(t["worst_pair_seen"]),
+            rate(t["worst_case_seen"]),
+            f"{shown(worst[0])} {' x '.join(worst[1])}" if worst else "not run",
+            shown(stats.worst_case(matrix, name, own)),
+            rate(t["white_box_accuracy"]),
+            t["verdict"],
+            "not measured" if multiple is None else f"{multiple:.1f} x",
+        ]
+        for _, other in others:
+            worst = stats.worst_pair(other, name, pairs(other, name)) if name in other.targets else None
+            row.append(shown(worst[0]) if worst else "not run")
+        for family in families:
+            worst = stats.worst_pair(matrix, name, [p for p in pairs(matrix, name) if of[p[1]] == family])
+            row.append(shown(worst[0]) if worst else "not run")
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("others", type=Path, nargs="*")
+    parser.add_argument("--ours", default="")
+    parser.add_argument("--theirs", default="")
+    parser.add_argument("--page", nargs=2)
+    options = parser.parse_args()
+    matrix = open_matrix(options.out / "matrix.nc")
+    report = json.loads((options.out / "report.json").read_text(encoding="utf-8"))
+    others = []
+    for folder in options.others:
+        threat = json.loads((folder / "report.json").read_text(encoding="utf-8"))["threat"]["text"]
+        others.append((threat, open_matrix(folder / "matrix.nc")))
+    head, *rows = table(report, matrix, others)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    counted = held_out(matrix)
+    lines += ["", f"{report['threat']['text']}, {len(matrix.y)} images; right answers in %, with 95 % intervals."]
+    lines += [f"Held-out pairs that count: {len(counted)}: " + ", ".join(" x ".join(p) for p in counted) + "."]
+    if options.ours:
+        ours, theirs = options.ours.split(","), options.theirs.split(",")
+        gap = stats.ahead(matrix, ours, theirs, counted)
+        lines += ["", f"Ahead by {shown(gap)} points on these checkpoints, seed by seed:"]
+        for a, b in zip(ours, theirs, strict=True):
+            lines.append(f"- {a} over {b}: {shown(stats.ahead(matrix, [a], [b], counted))}")
+    text = "\n".join(lines) + "\n"
+    if options.page:
+        renew(Path(options.page[0]), options.page[1], text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
