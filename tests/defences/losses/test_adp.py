@@ -50,7 +50,11 @@ def test_the_entropy_of_members_that_contradict_each_other_is_log_2() -> None:
     assert float(mean_entropy(z)) == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("members", [MLPS[:2], MLPS, (MLP(32, 2), SmallCNN(4, 16))], ids=["two", "three", "mixed"])
+@pytest.mark.parametrize(
+    "members",
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param((MLP(32, 2), SmallCNN(4, 16)), marks=pytest.mark.slow)],
+    ids=["two", "three", "mixed"],
+)
 def test_it_raises_the_diversity_it_promotes(members: tuple[MLP, ...]) -> None:
     plain, diverse = trained(JointCrossEntropy(), members), trained(ADP(), members)
     x, y = held_out().x, held_out().y

@@ -120,7 +120,11 @@ def test_moving_leaves_the_members_as_they_were(mode: Any) -> None:
 MIXED: tuple[Any, ...] = (MLP(32, 2), SmallCNN(4, 16))
 
 
-@pytest.mark.parametrize("members", [MLPS[:2], MLPS, pytest.param(MIXED, marks=pytest.mark.slow)], ids=["two", "three", "mixed"])
+@pytest.mark.parametrize(
+    "members",
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
+    ids=["two", "three", "mixed"],
+)
 def test_what_fools_one_member_fools_fewer_others(members: tuple[MLP, ...]) -> None:
     plain, diverse = trained(JointCrossEntropy(), members), trained(STRONG, members)
     before, after = transfer(plain), transfer(diverse)

@@ -54,7 +54,11 @@ def test_its_gradient_by_the_weights_is_right() -> None:
         assert slope == pytest.approx(float((p.grad * direction).sum()), rel=1e-5), name
 
 
-@pytest.mark.parametrize("members", [MLPS[:2], MLPS, (MLP(32, 2), SmallCNN(4, 16))], ids=["two", "three", "mixed"])
+@pytest.mark.parametrize(
+    "members",
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param((MLP(32, 2), SmallCNN(4, 16)), marks=pytest.mark.slow)],
+    ids=["two", "three", "mixed"],
+)
 def test_it_turns_the_members_gradients_apart(members: tuple[MLP, ...]) -> None:
     plain, apart = trained(JointCrossEntropy(), members), trained(GAL(), members)
     before, after = float(cosines(plain).mean()), float(cosines(apart).mean())

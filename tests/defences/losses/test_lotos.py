@@ -105,7 +105,11 @@ def test_members_that_share_no_place_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("members", "lam"),
-    [(MLPS[:2], 0.2), (MLPS, 0.2), pytest.param((MLP(32, 2), SmallCNN(4, 16)), 1.0, marks=pytest.mark.slow)],
+    [
+        pytest.param(MLPS[:2], 0.2, marks=pytest.mark.slow),
+        (MLPS, 0.2),
+        pytest.param((MLP(32, 2), SmallCNN(4, 16)), 1.0, marks=pytest.mark.slow),
+    ],
     ids=["two", "three", "mixed"],
 )
 def test_it_lowers_the_gains_beyond_mal(members: tuple[MLP, ...], lam: float) -> None:

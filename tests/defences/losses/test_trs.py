@@ -100,7 +100,11 @@ def steepness(module: Members) -> float:
 MIXED: tuple[Any, ...] = (MLP(32, 2), SmallCNN(4, 16))
 
 
-@pytest.mark.parametrize("members", [MLPS[:2], MLPS, pytest.param(MIXED, marks=pytest.mark.slow)], ids=["two", "three", "mixed"])
+@pytest.mark.parametrize(
+    "members",
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
+    ids=["two", "three", "mixed"],
+)
 def test_it_turns_the_members_gradients_apart_and_makes_them_short(members: tuple[MLP, ...]) -> None:
     plain, apart = trained(JointCrossEntropy(), members), trained(GENTLE, members)
     before, after = float(cosines(plain).abs().mean()), float(cosines(apart).abs().mean())
