@@ -27,7 +27,7 @@ def table(report: dict[str, Any]) -> str:
             rate(t["white_box_accuracy"]),
             rate(t["worst_pair"]),
             " / ".join(f"{100 * tries[k]['value']:.0f}" if tries[k] else "?" for k in ("1", "5", "20")) if tries else "the same",
-            f"{1000 * t['inference_seconds_per_image']:.2g}",
+            "not measured" if t["inference_seconds_per_image"] is None else f"{1000 * t['inference_seconds_per_image']:.2g}",
             t["verdict"],
         )
         lines.append("| " + " | ".join(row) + " |")

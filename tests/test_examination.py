@@ -10,16 +10,17 @@ import torch
 
 from firedoor import spec
 from firedoor.cells import counted
+from firedoor.diagnostics.doubling import Doubling
 from firedoor.diagnostics.grey_image import GreyImage
 from firedoor.diagnostics.monotone import Monotone
 from firedoor.diagnostics.one_step_overfit import OneStepOverfit
 from firedoor.diagnostics.unbounded import Unbounded
-from firedoor.examination import S5_ROW, examination, passes_of
+from firedoor.examination import S5_ROW, examination, passes_of, sign_of
 from firedoor.pipeline import Outcome, carry_out
 from firedoor.plan import plan
 from firedoor.protocols import Attack
 from firedoor.store import FileStore
-from firedoor.study import Study, from_table, load
+from firedoor.study import Study, for_detectors, from_table, load
 from firedoor.verdict import NEEDED_FOR_ROBUST
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +176,41 @@ def test_steps_suit_the_budget_that_a_test_is_about(study: Study) -> None:
         monotone = next(t for t in tests if isinstance(t, Monotone))
         shares = {round(a.step_size / a.threat.eps, 9) for a in monotone.attacks}
         assert len(shares) == 1, "each budget has steps in proportion"
+
+
+def test_the_tests_take_an_attack_of_steps_and_one_of_another_objective_whatever_the_order() -> None:
+    fgsm, undetected = {"one_step": {"type": "FGSM"}}, {"undetected": TABLE["white_box"]["undetected"]}  # type: ignore[index]
+    pgd = {k: v for k, v in TABLE["white_box"].items() if k != "undetected"}  # type: ignore[attr-defined]
+    long = {"long": {"type": "PGD", "steps": 500, "restarts": 5, "keep": "best"}}
+    for order in ({**fgsm, **undetected, **pgd}, {**pgd, **undetected, **fgsm}):
+        of = from_table({**TABLE, "white_box": order})
+        for target in ("plain", "jpeg", "noise"):
+            (doubling,) = (t.diagnosis.test for t in examination(of, target) if isinstance(t.diagnosis.test, Doubling))
+            assert [(a.steps, a.objective) for a in doubling.attacks] == [(4, "cross_entropy"), (4, "margin")]  # type: ignore[attr-defined]
+            assert [a.steps for a in doubling.doubled] == [8, 8]  # type: ignore[attr-defined]
+    of = from_table({**TABLE, "white_box": {**undetected, **pgd}})
+    (doubling,) = (t.diagnosis.test for t in examination(of, "detector") if isinstance(t.diagnosis.test, Doubling))
+    assert for_detectors(doubling.attacks[0]), "a detector is attacked as one"
+    of = from_table({**TABLE, "white_box": {**long, **pgd}})
+    (doubling,) = (t.diagnosis.test for t in examination(of, "plain") if isinstance(t.diagnosis.test, Doubling))
+    assert doubling.attacks[0].gradients == 50
+
+
+@pytest.mark.parametrize("audit", ["quick", "full"])
+def test_long_attacks_do_not_make_the_tests_dear(audit: str) -> None:
+    long = {
+        f"long_{o}": {"type": "PGD", "steps": 500, "restarts": 5, "objective": o, "keep": "best"}
+        for o in ("cross_entropy", "margin")
+    }
+    of = from_table({**TABLE, "audit": audit, "white_box": long})
+    for target in of.targets:
+        assert passes_of(examination(of, target), 512) <= {"quick": 2, "full": 10}[audit] * S5_ROW
+
+
+def test_every_test_is_known_by_its_sign() -> None:
+    tests = {type(t.diagnosis.test) for t in examination(from_table({**TABLE, "audit": "full"}), "noise")}
+    assert {sign_of(t.diagnosis.test)[0] for t in examination(from_table(TABLE), "plain")} <= set("ABCE")
+    assert len({sign_of(t.diagnosis.test) for t in examination(from_table({**TABLE, "audit": "full"}), "noise")}) == len(tests)
 
 
 def test_one_step_overfitting_is_looked_for_at_the_eps_of_the_training() -> None:

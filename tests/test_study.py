@@ -95,7 +95,8 @@ def test_a_shipped_study_survives_being_written_with_everything_spelled_out(file
     again = load(written(tmp_path, text))
     assert again == one
     with suppress(MissingData):  # images that this machine does not have have no digest
-        assert spec.fingerprint(again.sources["twin"]) == spec.fingerprint(one.sources["twin"])
+        name = next(iter(one.sources))
+        assert spec.fingerprint(again.sources[name]) == spec.fingerprint(one.sources[name])
     assert to_toml(again) == text
 
 

@@ -42,7 +42,7 @@ class Answers:
         def make() -> tuple[dict[str, Tensor], dict[str, object]]:
             live = store.live(self.model)
             with guard.no_side_effects(live):
-                rows = [predict(live, x, ids, self.seed, draw) for draw in range(self.draws)]
+                rows = [predict(live, x, ids, self.seed, draw, classes=len(self.data.classes)) for draw in range(self.draws)]
             return {"labels": torch.stack(rows).to(torch.int16)}, {"x_adv": judged}
 
         tensors, _ = store.get("answers", self.inputs(), make, lambda record: record.get("x_adv") == judged)

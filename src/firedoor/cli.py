@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +106,8 @@ def plan(
     """Show what a run would do: what is cached, what is to do, estimated time and disk."""
     from firedoor.plan import plan as make_plan
 
-    found = make_plan(_load(study, _overrides(set_, seed, precision), trust), store, workers)
+    with contextlib.redirect_stdout(sys.stderr):  # what models print is no part of the answer
+        found = make_plan(_load(study, _overrides(set_, seed, precision), trust), store, workers)
     if as_json:
         _print_json(found)
         return
@@ -311,7 +312,10 @@ def main() -> None:
     """Entry point: every foreseen problem is one message and an exit code."""
     try:
         code = app(_settled(sys.argv[1:]), standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as error:
+        _fail(
+            f"something ended the program (SystemExit: {error.code}); what was finished is kept. Look for sys.exit in your code.", 4
+        )
     except FiredoorError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -324,6 +328,8 @@ def main() -> None:
         show: Callable[[], None] = getattr(error, "show", lambda: typer.echo(str(error), err=True))
         show()
         sys.exit(2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _settled(arguments: list[str]) -> list[str]:
@@ -374,8 +380,8 @@ def _run(
     from firedoor.pipeline import carry_out
     from firedoor.store import FileStore
 
-    with devices.using(device), _progress(quiet or as_json) as progress:
-        outcome = carry_out(loaded, FileStore(store), progress, workers)
+    with devices.using(device), _progress(quiet or as_json) as progress, contextlib.redirect_stdout(sys.stderr):
+        outcome = carry_out(loaded, FileStore(store), progress, workers)  # what models print is no part of the answer
     outcome.write(out, loaded)
     summary = _report(out)
     _show(summary, out, as_json, quiet)
@@ -465,7 +471,7 @@ def _rate(rate: dict[str, float] | None) -> str:
     return f"{100 * rate['value']:.1f} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left for each stage; on a terminal only."""
     from rich.console import Console

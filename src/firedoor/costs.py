@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from firedoor import device, spec
+from firedoor.errors import ModelRefused, SetupError
 from firedoor.protocols import Attack, Classifier, Model
 from firedoor.spec import fingerprint
 from firedoor.store import FileStore
@@ -38,14 +39,25 @@ def work_in(recipe: Any) -> int:
     return int(recipe.fit.epochs * (1 + inner))
 
 
-def costs_of(study: Study, store: FileStore) -> dict[str, dict[str, float | None]]:
-    """By target: seconds and multiples of the control. Training counts teachers, members, and sources that the defence trained on."""
+def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], None]) -> dict[str, dict[str, float | None]]:
+    """By target: seconds and multiples of the control. Training counts teachers, members, and sources that the defence trained on.
+
+    A target that raises when it is timed is told to `fail`, and has no inference figures.
+    """
     control = study.targets[study.control]
     own = _training(control, store)
     found: dict[str, dict[str, float | None]] = {}
     for name, model in study.targets.items():
         seconds, passes = _training(model, store)
-        each, multiple = _inference(model, control, study, store)
+        each: float | None
+        multiple: float | None
+        try:
+            each, multiple = _inference(model, control, study, store)
+        except SetupError:
+            raise
+        except (Exception, SystemExit) as error:
+            fail(f"timing|*|{name}", error if isinstance(error, Exception) else ModelRefused("it tried to end the program"))
+            each = multiple = None
         found[name] = {
             "train_seconds": seconds,
             "train_multiple": seconds / own[0] if own[0] else None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firedoor import device, guard, seed
 from firedoor.compile import Precision, compiled
-from firedoor.errors import AccessError
+from firedoor.errors import AccessError, ModelRefused
 from firedoor.protocols import Attack, Classifier, Dataset, Learned, Model, Prepared, Split, Store
 from firedoor.spec import fingerprint, to_dict
 
@@ -86,7 +86,7 @@ class Craft:
                 stored = seen = x_adv
             home = torch.full((len(split),), -1)
             if self.source is not None:
-                home = predict(model, seen, split.ids, self.seed)
+                home = predict(model, seen, split.ids, self.seed, classes=len(self.data.classes))
         return {"x": stored, "home": home.to(torch.int16)}, {"seconds": seconds, "gradients": self.attack.gradients}
 
     def _attacked(self, attack: Callable[[Classifier, Tensor, Tensor], Tensor], model: Classifier, batch: Split) -> Tensor:
@@ -111,12 +111,23 @@ def _batches(n: int, attack: Attack) -> list[slice]:
 
 
 @torch.no_grad()
-def predict(model: Classifier, x: Tensor, ids: tuple[str, ...], key: int, draw: int = 0, batch_size: int = BATCH) -> Tensor:
-    """Labels (n,) int64; -1 where the logits are not finite. A random model is drawn afresh for each (key, id, draw)."""
+def predict(
+    model: Classifier, x: Tensor, ids: tuple[str, ...], key: int, draw: int = 0, batch_size: int = BATCH, classes: int | None = None
+) -> Tensor:
+    """Labels (n,) int64; -1 where the logits are not finite. A random model is drawn afresh for each (key, id, draw).
+
+    Errors: ModelRefused for anything but logits (n, k), the same k throughout; k is `classes`, where given, or one more.
+    """
     labels = []
+    wanted: tuple[int, ...] = (classes, classes + 1) if classes is not None else ()
     for i in range(0, len(x), batch_size):
         with seed.streams(key, ids[i : i + batch_size], draw=draw, purpose="predict"):
             logits = model(x[i : i + batch_size].to(device.current())).cpu()
+        rows = min(batch_size, len(x) - i)
+        if logits.dim() != 2 or len(logits) != rows or (wanted and logits.shape[1] not in wanted):
+            k = " or ".join(map(str, wanted)) or "k"
+            raise ModelRefused(f"it must give logits of shape ({rows}, {k}), got {tuple(logits.shape)}. Check its output.")
+        wanted = (logits.shape[1],)
         label = logits.argmax(1)
         labels.append(torch.where(torch.isfinite(logits).all(1), label, torch.full_like(label, -1)))
     return torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)

@@ -89,7 +89,7 @@ def evidence_of(matrix: Matrix, target: str, live: Sequence[Symptom]) -> Evidenc
 
 def _weighed(symptoms: tuple[Symptom, ...]) -> tuple[Symptom, ...]:
     """A query attack that beats the gradient (B13) shows a mask only where the gradient attack had done its best (B5, B11)."""
-    starved = any(s.id in ("B5", "B11") and s.effect == "cap" and s.status in ("fail", "suspect") for s in symptoms)
+    starved = any(s.id in ("B5", "B11") and s.effect == "cap" and s.status != "pass" for s in symptoms)
     return tuple(replace(s, effect="cap") if starved and s.id == "B13" and s.effect == "mask" else s for s in symptoms)
 
 

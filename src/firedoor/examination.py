@@ -11,16 +11,17 @@ from firedoor import catalogue, diagnostics, spec
 from firedoor.attacks.named.gradient import FGSM, PGD
 from firedoor.attacks.square import Square
 from firedoor.cells import Diagnosis
-from firedoor.models.wrapped import abstains
+from firedoor.models.wrapped import abstains, detects
 from firedoor.protocols import Access, Attack, Diagnostic, Model, Symptom
-from firedoor.study import Study
+from firedoor.study import Study, for_detectors
 from firedoor.threat import Threat
 
-__all__ = ["S5_ROW", "Test", "examination", "found_by", "passes_of"]
+__all__ = ["S5_ROW", "Test", "examination", "found_by", "passes_of", "sign_of"]
 
 S5_ROW = 2 * 2 * 100 * 512  # passes of APGD-100 with cross-entropy and with the margin loss on 512 examples
 FEW, SOME, MANY, MOST = 32, 64, 100, 256  # examples that a test looks at
 QUERIES = 500
+FEWEST, MOST_STEPS = 3, 50  # gradients of an attack: fewer leave nothing to double, and more are not taken here
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def examination(of: Study, name: str) -> list[Test]:
 def found_by(test: Test, symptom: Symptom) -> Symptom:
     """The symptom under the name of the view that it was found in."""
     return replace(symptom, name=f"{symptom.name}, {test.view}", effect="note" if test.note else symptom.effect)
+
+
+def sign_of(test: Diagnostic) -> str:
+    """The id that the test's own documentation begins with: A1, B11 ..."""
+    return (type(test).__doc__ or "").partition(":")[0]
 
 
 def passes_of(tests: list[Test], n: int) -> int:
@@ -104,7 +110,7 @@ def _gradient(of: Study, declared: bool) -> Iterator[tuple[Diagnostic, int]]:
 
 
 def _health(of: Study, relaxed: Model) -> Iterator[tuple[Diagnostic, int]]:
-    own = _own(of)
+    own = _own(of, relaxed)
     pgd, fgsm = _pgd(of), FGSM(_untargeted(of))
     some = FEW if relaxed.stochastic else MANY
     yield diagnostics.Rounding(pgd), some
@@ -132,12 +138,36 @@ def _health(of: Study, relaxed: Model) -> Iterator[tuple[Diagnostic, int]]:
         yield diagnostics.Active(own, inner=499), MOST
 
 
-def _own(of: Study) -> tuple[Attack, ...]:
-    """The white-box attacks by gradients that the study judges its targets with."""
+def _own(of: Study, model: Model) -> tuple[Attack, ...]:
+    """Two of the white-box attacks that the study judges this target with: the first by gradients, and the first of another objective.
+
+    Not those of a step or two, nor those that only a detector understands. Of longer ones 50 steps are taken: the
+    tests ask what an attack leaves undone, and are to cost no more than twice (quick) or ten times (full) the target's own row.
+    """
     if of.threat.targeted:
         return (_pgd(of),)
-    found = tuple(a for a in of.white_box.values() if a.needs is Access.GRADIENTS and a.semantics.transfers)
-    return found[:2] or (_pgd(of),)
+    found = [
+        _short(a)
+        for a in of.white_box.values()
+        if a.needs is Access.GRADIENTS
+        and a.semantics.transfers
+        and a.gradients >= FEWEST
+        and (detects(model) or not for_detectors(a))
+    ]
+    if not found:
+        return (_pgd(of),)
+    other = [a for a in found[1:] if getattr(a, "objective", None) != getattr(found[0], "objective", None)]
+    return (found[0], *other[:1])
+
+
+def _short(attack: Attack) -> Attack:
+    """One restart, and 50 steps at most."""
+    has = {f.name for f in dataclasses.fields(attack)}  # type: ignore[arg-type]
+    if "restarts" in has:
+        attack = replace(attack, restarts=1)  # type: ignore[type-var]
+    if "steps" in has and attack.gradients > MOST_STEPS:
+        attack = replace(attack, steps=max(1, getattr(attack, "steps") * MOST_STEPS // attack.gradients))  # type: ignore[type-var]  # noqa: B009
+    return attack
 
 
 def _threat_of_training(model: Model, study: Threat) -> Threat | None:

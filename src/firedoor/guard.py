@@ -43,7 +43,7 @@ def no_side_effects(model: Classifier) -> Iterator[None]:
     """Inside: eval mode, frozen parameters, gradients on, autocast off. Afterwards: everything as before.
 
     Errors: UsageError inside `torch.inference_mode()`; ModelRefused, naming the modules, if weights, layers, a layer's `forward` or
-    hooks were changed meanwhile. All but the numbers in changed weights is put back first. A write through `p.data` goes unseen.
+    hooks were changed meanwhile, or if it called sys.exit. All but the numbers in changed weights is put back first.
     Threads take turns: modes, generators and flags belong to the whole process.
     """
     if torch.is_inference_mode_enabled():
@@ -68,6 +68,8 @@ def _guarded(model: Classifier) -> Iterator[None]:
             w.parameter.grad = None  # a backward pass adds to a gradient in place
         with torch.enable_grad():
             yield
+    except SystemExit as error:
+        raise ModelRefused(f"The model tried to end the program (SystemExit: {error.code}). Remove sys.exit from it.") from None
     finally:
         _set_generators(states)
         _set(settings)
@@ -167,11 +169,12 @@ class _Weight:
     def __init__(self, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         self.path, self.module, self.name, self.parameter = f"{path}.{name}".lstrip("."), module, name, parameter
         self.learns, self.grad = parameter.requires_grad, parameter.grad
-        self.version, self.place = parameter._version, parameter.data_ptr()
+        self.version, self.place, self.bits = parameter._version, parameter.data_ptr(), _bits(parameter)
 
     def touched(self) -> bool:
         p = self.parameter
-        return self.module._parameters.get(self.name) is not p or p._version != self.version or p.data_ptr() != self.place
+        moved = self.module._parameters.get(self.name) is not p or p._version != self.version or p.data_ptr() != self.place
+        return moved or _bits(p) != self.bits  # a write through p.data counts nowhere else
 
     def put_back(self) -> None:
         self.module._parameters[self.name] = self.parameter
@@ -241,6 +244,14 @@ def _set_generators(states: tuple[Any, ...]) -> None:
     random.setstate(states[2])
     if states[3]:
         torch.cuda.set_rng_state_all(states[3])
+
+
+def _bits(p: Tensor) -> int:
+    """The sum of the weights' bit patterns as whole numbers: no write leaves it as it was, but for a rare accident."""
+    if not p.numel() or p.is_complex() or p.layout is not torch.strided or p.is_meta:
+        return 0
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
 
 
 def _same(now: Tensor, before: Tensor) -> bool:

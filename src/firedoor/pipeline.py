@@ -24,7 +24,7 @@ from firedoor.costs import costs_of, trainable, work_in
 from firedoor.craft import Craft
 from firedoor.engines.pool import Pool
 from firedoor.errors import AccessError, ModelRefused, SetupError, StoreError
-from firedoor.examination import examination, found_by
+from firedoor.examination import examination, found_by, sign_of
 from firedoor.files import write_atomically
 from firedoor.gallery import gallery_of
 from firedoor.gather import Found, gather
@@ -108,8 +108,9 @@ def carry_out(study: Study, store: FileStore, progress: Progress, workers: int =
             work.score("stolen copies", work.stolen_rows())
             symptoms = work.diagnose()
             work.find_leaks()
+            costs = costs_of(study, store, work.found.fail)
         matrix = gather(study, work.found)
-        return Outcome(matrix, symptoms, costs_of(study, store), gallery_of(study, matrix, store), work.found.failed)
+        return Outcome(matrix, symptoms, costs, gallery_of(study, matrix, store), work.found.failed)
     finally:
         torch.set_num_threads(threads)
 
@@ -287,8 +288,10 @@ class _Work:
         """A model's answers to the clean images, without which nothing can be said of it."""
         try:
             return Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed).load(self.store)
-        except (SetupError, ModelRefused):
+        except SetupError:
             raise
+        except ModelRefused as error:
+            raise ModelRefused(f"{kind} {name!r}, on clean images: {error}") from None
         except Exception as error:
             raise ModelRefused(f"{kind} {name!r} fails on clean images ({type(error).__name__}: {error}). Check it.") from None
 
@@ -363,9 +366,9 @@ class _Work:
         except SetupError:
             raise
         except Exception as error:
-            name = type(diagnosis.test).__name__
-            self.found.fail(f"{name}|*|{target}", error)
-            return Symptom(name, name, "cap", "not_run", f"{type(error).__name__}: {error}")
+            sign = sign_of(diagnosis.test)
+            self.found.fail(f"{sign}|*|{target}", error)
+            return Symptom(sign, type(diagnosis.test).__name__, "cap", "not_run", f"{type(error).__name__}: {error}")
 
 
 def _stored(recipe: Any) -> list[Craft]:
@@ -409,7 +412,7 @@ def _complaint(model: Model, store: FileStore, few: Split, classes: int) -> str:
             logits = live(few.x.to(device.current()))
     except SetupError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"cannot answer inputs of shape {tuple(few.x.shape)} ({type(error).__name__}: {error}). Check it, and its data."
     if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

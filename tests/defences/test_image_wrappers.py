@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from defence_fakes import Ascent, DictStore, Toy, net
+from defence_fakes import Ascent, DictStore, Fixed, Toy, net
 from torch import Tensor, nn
 
 from firedoor import seed
@@ -21,6 +21,7 @@ from firedoor.defences.wrappers.median import Median
 from firedoor.defences.wrappers.non_local_means import NonLocalMeans
 from firedoor.defences.wrappers.total_variation import TotalVariation
 from firedoor.errors import DataError, SpecError
+from firedoor.models.wrapped import Relaxed, RelaxedByIdentity, Wrapped, second_view
 from firedoor.protocols import Classifier, SecondView
 from firedoor.threat import Linf
 
@@ -234,6 +235,15 @@ def test_crops_average_probabilities_and_relax_averages_more() -> None:
 
 
 # ------------------------------------------------------------------ two views, and what breaks them
+
+
+def test_a_second_view_is_found_under_other_wrappers() -> None:
+    net, jpeg = Fixed(), JPEG(50)
+    inner = Wrapped(net, jpeg)
+    assert second_view(inner) == RelaxedByIdentity(net, jpeg)
+    assert second_view(Wrapped(inner, Median())) == Relaxed(RelaxedByIdentity(net, jpeg), Median())
+    assert second_view(Wrapped(net, Median())) is None
+    assert second_view(net) is None
 
 
 def test_the_wrappers_with_a_second_view_go_back_through_the_identity() -> None:

@@ -60,8 +60,57 @@ class Raises(Net):
             raise RuntimeError("the corner must be dark")
         return super().forward(x)
 
+class Exits(Net):
+    def forward(self, x):
+        raise SystemExit(0)
+
+class ExitsLater(Net):
+    def forward(self, x):
+        if (x[:, 0, 0, 0] > 0.05).any():
+            raise SystemExit(0)
+        return super().forward(x)
+
+class WideLater(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.repeat(1, 2) if (x[:, 0, 0, 0] > 0.05).any() else logits
+
+class WideInFull(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.repeat(1, 2) if len(x) > 4 else logits
+
+class OneRow(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits[:1] if len(x) > 4 else logits
+
+class LearnsUnseen(Net):
+    def forward(self, x):
+        if len(x) > 4:
+            self.layer.weight.data.add_(1e-3)
+        return super().forward(x)
+
+class Tires(Net):
+    calls = 0
+
+    def forward(self, x):
+        Tires.calls += 1
+        if Tires.calls > 12:
+            raise RuntimeError("that was enough")
+        return super().forward(x)
+
+class PrintsInFull(Net):
+    def forward(self, x):
+        if len(x) > 4:
+            print("hello")
+        return super().forward(x)
+
 def good():
     return NET
+
+def ends():
+    raise SystemExit(0)
 
 def number():
     return 5
@@ -103,6 +152,17 @@ REFUSED = {
     "Huge": "must give logits up to",
     "Prints": "prints when asked",
     "Learns": "changes its own weights",
+    "Exits": "SystemExit",
+    "ends": "SystemExit",
+    "WideInFull": "must give logits of shape (40, 10 or 11), got (40, 20)",
+    "OneRow": "must give logits of shape (40, 10 or 11), got (1, 10)",
+    "LearnsUnseen": "weights changed",
+}
+LATER = {
+    "Raises": "the corner must be dark",
+    "ExitsLater": "tried to end the program",
+    "WideLater": "got (40, 20)",
+    "Tires": "enough",
 }
 
 
@@ -154,16 +214,31 @@ def test_a_function_is_a_name_and_nothing_else(run, function: str) -> None:  # t
     assert 'must be written "package.module:name"' in said
 
 
-def test_one_that_raises_later_fails_alone(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, said = run("strangers:Raises", "--trust-study")
-    assert code == 3
-    assert "the corner must be dark" in said
+@pytest.mark.parametrize("name", LATER)
+def test_one_that_fails_later_fails_alone(run, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    code, said = run(f"strangers:{name}", "--trust-study")
+    assert code == 3, said
+    assert LATER[name] in said
+    assert "Traceback" not in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     cells = {(c["source"], c["attack"], c["target"]): c for c in report["cells"]}
     assert cells["s", "FGSM", "undefended"]["robust_accuracy"] is not None, "the other cells are kept"
-    assert cells["s", "FGSM", "stranger"]["robust_accuracy"] is None
-    assert "failed" in cells["s", "FGSM", "stranger"]["reason"]
+    if name != "Tires":  # how far that one gets is not what is asked of it
+        assert cells["s", "FGSM", "stranger"]["robust_accuracy"] is None
+        assert "failed" in cells["s", "FGSM", "stranger"]["reason"]
     assert crafted(tmp_path) > 0
+
+
+def test_what_a_model_prints_is_no_part_of_the_answer(run, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "study.toml").write_text(STUDY.format(function="strangers:PrintsInFull"))
+    words = ["firedoor", "run", "study.toml", "--store", "store", "--out", "out", "--workers", "1", "--trust-study", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert json.loads(said.out)["name"]
+    assert "hello" in said.err
 
 
 def test_a_good_one_is_measured_and_stays_as_it_was(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -65,7 +65,7 @@ def _called(function: str) -> nn.Module:
         sys.path.insert(0, os.getcwd())  # as `python` itself would
     try:
         found = getattr(importlib.import_module(place), name)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelRefused(f"{function} gave no model ({type(error).__name__}: {error}). Correct it, or leave it out.") from None
     if not isinstance(found, nn.Module) or next(found.parameters(), None) is None:
         got = "a module without parameters" if isinstance(found, nn.Module) else f"a {type(found).__name__}"

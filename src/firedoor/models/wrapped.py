@@ -92,10 +92,13 @@ class RelaxedByIdentity:
 
 
 def second_view(model: Model) -> Model | None:
-    """The model with another way around its outermost wrapper; None where there is one way only."""
-    if not isinstance(model, Wrapped) or not isinstance(model.wrapper, SecondView):
+    """The model with another way around the outermost of its wrappers that has one, the others relaxed; None where none has."""
+    if not isinstance(model, Wrapped):
         return None
-    return RelaxedByIdentity(model.model, model.wrapper)
+    if isinstance(model.wrapper, SecondView):
+        return RelaxedByIdentity(model.model, model.wrapper)
+    inner = second_view(model.model)
+    return None if inner is None else Relaxed(inner, model.wrapper)
 
 
 def abstains(model: Model) -> bool:

@@ -18,6 +18,7 @@ from firedoor.verdict import NEEDED_FOR_ROBUST, steps
 __all__ = ["build", "summarise"]
 
 SCHEMA = 1
+FULL_ONLY = ("B6", "B9", "B10", "B12", "B15", "C1")
 COMMON_RUNGS = ("S0", "S1", "S2")  # faced by every target, so fair to compare on
 Rate = dict[str, float] | None
 
@@ -25,8 +26,16 @@ Rate = dict[str, float] | None
 def build(out: Path) -> dict[str, Any]:
     """The summary of an output folder. Errors: StoreError naming the file that is missing or damaged."""
     matrix = open_matrix(out / "matrix.nc")
-    symptoms = {t: [_symptom(s) for s in found] for t, found in _read(out / "symptoms.json").items()}
-    return summarise(matrix, symptoms, _read(out / "costs.json"), _read(out / "gallery.json"), _read(out / "provenance.json"))
+    try:
+        symptoms = {t: [_symptom(s) for s in found] for t, found in _read(out / "symptoms.json").items()}
+    except (TypeError, AttributeError, KeyError) as error:
+        raise StoreError(f"{out / 'symptoms.json'} is damaged ({type(error).__name__}). Run the study again.") from None
+    rest = {name: _read(out / f"{name}.json") for name in ("costs", "gallery", "provenance")}
+    for name, kind in (("costs", dict), ("gallery", list), ("provenance", dict)):
+        inner = rest[name].values() if name == "costs" and isinstance(rest[name], dict) else []
+        if not isinstance(rest[name], kind) or not all(isinstance(v, dict) for v in inner):
+            raise StoreError(f"{out / f'{name}.json'} is damaged ({type(rest[name]).__name__}). Run the study again.")
+    return summarise(matrix, symptoms, rest["costs"], rest["gallery"], rest["provenance"])
 
 
 def summarise(
@@ -228,6 +237,10 @@ def _not_tested(matrix: Matrix, symptoms: dict[str, list[Symptom]]) -> list[str]
     missing.append("other training seeds of the targets: every sentence here is about these checkpoints")
     missing.append("changes that no norm bounds: rotations, patches, other weather, other cameras")
     missing.append("adaptive attacks written by hand against one defence: none tried beyond each wrapper's own relax")
+    tried = {s.id for found in symptoms.values() for s in found}
+    absent = [t for t in FULL_ONLY if t not in tried]
+    if "C1" in absent:
+        missing.append(f"tests {', '.join(absent)}, which only the full audit runs")
     ran = {s.id for found in symptoms.values() for s in found if s.status != "not_run"}
     left = [t for t in NEEDED_FOR_ROBUST if t not in ran]
     if left:
