@@ -602,3 +602,16 @@ def test_what_was_fooled_matters_and_not_how_it_is_labelled() -> None:
     once = verdict_of(draft.matrix(), "plain")
     draft.cells = {k: np.where(v == LABELS, v, (v + 3) % 10) for k, v in draft.cells.items()}
     assert (once, verdict_of(draft.matrix(), "plain")) == ("EXPOSED", "EXPOSED")
+
+
+@pytest.mark.parametrize("starved", ["B5", "B11"])
+@pytest.mark.parametrize("status", ["fail", "suspect", "not_run"])
+def test_queries_that_beat_the_gradient_are_a_mask_only_where_it_had_done_its_best(starved: str, status: str) -> None:
+    draft = Draft(LABELS, [PLAIN], SOURCES, ATTACKS)
+    fill(draft, PLAIN, rates(0.1, 0.2))
+    beaten = Symptom("B13", "gradient-free, as it stands", "mask", "fail", "queries fool more")
+    health = tuple(Symptom(i, f"{i}, as it stands", "cap", "pass", "") for i in ("B5", "B11"))
+    rest = tuple(s for s in PASSED if s.id not in ("B5", "B11"))
+    assert verdict_of(draft.matrix(), "plain", (*rest, *health, beaten)) == "MASKED"
+    worse = tuple(replace(s, status=status) if s.id == starved else s for s in health)  # type: ignore[arg-type]
+    assert verdict_of(draft.matrix(), "plain", (*rest, *worse, beaten)) != "MASKED"
