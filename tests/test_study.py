@@ -30,7 +30,9 @@ from firedoor.models.ensemble import Ensemble
 from firedoor.models.snapshots import Snapshots
 from firedoor.models.trained import Trained
 from firedoor.models.wrapped import Relaxed, Wrapped
+from firedoor.pipeline import run
 from firedoor.protocols import Attack, Model
+from firedoor.store import FileStore
 from firedoor.study import RELATIVE, Study, family_of, innermost, is_exhibit, load, other_seed, stripped, to_toml
 from firedoor.threat import L2, Linf
 
@@ -125,6 +127,21 @@ def test_the_digits_study_holds_every_family() -> None:
     assert {digits.rung(s, "undefended") for s in digits.sources} == {"S0", "S1", "S2"}
 
 
+def test_first_attacks_fewer_images_and_changes_nothing_else(tmp_path: Path) -> None:
+    whole = load(
+        written(tmp_path, SMALL.replace("seed = 3", "seed = 3\nshard = 20\naudit = 'preflight'", 1)), ("data.splits.evaluation=60",)
+    )
+    some = replace(whole, first=30)
+    assert [(c.start, c.stop) for c in some.crafts(None, FGSM(EPS))] == [(0, 20), (20, 30)]
+    assert some.crafts(None, FGSM(EPS))[0] == whole.crafts(None, FGSM(EPS))[0], "made once for both"
+    store = FileStore(tmp_path / "store")
+    all_of_them, few = run(whole, store), run(some, store)
+    assert few.ids == all_of_them.ids[:30]
+    assert (few.data["predicted"].values == all_of_them.data["predicted"].values[..., :30]).all()
+    assert (few.data["clean"].values == all_of_them.data["clean"].values[..., :30]).all()
+    assert load(written(tmp_path, to_toml(some))) == some
+
+
 # ---------------------------------------------------------------- refused, with the place
 
 
@@ -154,6 +171,7 @@ def test_the_digits_study_holds_every_family() -> None:
         (("seed = 3", "seed = 3\nbar = 1.5"), ("bar", "1.5")),
         (("seed = 3", "seed = 3\ndraws = 0"), ("draws", "0")),
         (("seed = 3", "seed = 3\nshard = 0"), ("shard", "0")),
+        (("seed = 3", "seed = 3\nfirst = 0"), ("first", "0", "Leave it out")),
         (("seed = 3", "seed = 3\ncontrol = 'tt'"), ("control", "'tt'", "Did you mean 't'?")),
         (("seed = 3", "seed = 3\npublic = ['ss']"), ("public", "'ss'", "Did you mean 's'?")),
         (("seed = 3", "seed = 3\nseen = ['FGSN']"), ("seen", "'FGSN'", "Did you mean 'FGSM'?")),

@@ -83,7 +83,7 @@ def _inference(model: Model, control: Model, study: Study, store: FileStore) -> 
     inputs: dict[str, object] = {"model": fingerprint(model), "control": fingerprint(control), "data": study.data.digest()}
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
-        x = study.data.split("evaluation").x[:250].to(device.current())
+        x = study.images.x[:250].to(device.current())
         one, two = store.live(model), store.live(control)
         calls = max(1, round(LEAST_SECONDS / max(_timed(two, x, 1), 1e-6)))
         pairs = [(_timed(one, x, calls), _timed(two, x, calls)) for _ in range(TURNS)]

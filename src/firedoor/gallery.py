@@ -22,7 +22,7 @@ SHOWN = 4  # rows per target
 
 def gallery_of(study: Study, matrix: Matrix, store: FileStore) -> list[dict[str, Any]]:
     """For each target, a few images of the transferred cell that turned most of its answers, one that held among them."""
-    split = study.data.split("evaluation")
+    split = study.images
     if split.x.dim() != 4:
         return []
     rows: list[dict[str, Any]] = []

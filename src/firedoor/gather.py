@@ -46,7 +46,7 @@ def gather(study: Study, found: Found) -> Matrix:
     """The matrix of a study. Whatever was not found is -1."""
     import xarray as xr
 
-    split = study.data.split("evaluation")
+    split = study.images
     sources, attacks = [*study.sources, *RELATIVE], [*study.attacks, *study.white_box]
     targets = list(study.targets)
     random = [t for t in targets if study.targets[t].stochastic]

@@ -131,7 +131,7 @@ class _Work:
 
     def __init__(self, study: Study, store: FileStore, progress: Progress, pool: Pool) -> None:
         self.study, self.store, self.progress, self.pool = study, store, progress, pool
-        self.split: Split = study.data.split("evaluation")
+        self.split: Split = study.images
         self.found = Found()
 
     # ------------------------------------------------------------ train
@@ -287,13 +287,18 @@ class _Work:
     def _clean(self, kind: str, name: str, model: Model) -> np.ndarray:
         """A model's answers to the clean images, without which nothing can be said of it."""
         try:
-            return Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed).load(self.store)
+            return self._answers_to_clean(model)
         except SetupError:
             raise
         except ModelRefused as error:
             raise ModelRefused(f"{kind} {name!r}, on clean images: {error}") from None
         except Exception as error:
             raise ModelRefused(f"{kind} {name!r} fails on clean images ({type(error).__name__}: {error}). Check it.") from None
+
+    def _answers_to_clean(self, model: Model) -> np.ndarray:
+        """(draws, n) labels of the images that are attacked; all evaluation images are answered, and kept."""
+        answers = Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed)
+        return answers.load(self.store)[:, : len(self.split)]
 
     def _unit(self, row: _Row, craft: Craft) -> tuple[Any, ...]:
         """One craft and all answers to it."""
@@ -326,8 +331,7 @@ class _Work:
             target, source = row.targets[0], row.crafts[0].source
             self.found.own_home[row.source, row.attack, target] = home
             if source is not None:
-                clean = Answers(source, None, self.study.data, draws=self._draws(source), seed=self.study.seed)
-                self.found.own_clean[row.source, target] = clean.load(self.store)[0]
+                self.found.own_clean[row.source, target] = self._answers_to_clean(source)[0]
         elif row.source:
             self.found.home[row.source, row.attack] = home
         for name in row.targets:

@@ -43,7 +43,7 @@ def plan(study: Study, store: str, workers: int = 1) -> dict[str, Any]:
 
 def _plan(study: Study, store: str) -> dict[str, Any]:
     place = FileStore(store)
-    split = study.data.split("evaluation")
+    split = study.images
     probe = _Probe(study)
     models = [*study.sources.values(), *study.targets.values()]
     twins = [studies.other_seed(m) for m in study.targets.values()]
@@ -120,7 +120,7 @@ def _training(work: str, recipes: list[Any], store: FileStore, probe: _Probe) ->
 
 
 def _crafting(work: str, pairs: list[tuple[Model, Attack]], study: Study, store: FileStore, probe: _Probe) -> dict[str, Any]:
-    n, every, seconds = len(study.data.split("evaluation")), 0, 0.0
+    n, every, seconds = len(study.images), 0, 0.0
     to_do: list[Craft] = []
     for model, attack in pairs:
         crafts = study.crafts(model, attack)
@@ -138,7 +138,7 @@ def _diagnosing(study: Study, store: FileStore, probe: _Probe) -> dict[str, Any]
     """The tests of every target, by the passes that they take at most; a pass forward or backward is half a gradient."""
     every = [t.diagnosis for name in study.targets for t in examination(study, name)]
     missing = [d for d in every if not store.has("symptom", d.inputs())]
-    n = len(study.data.split("evaluation"))
+    n = len(study.images)
     seconds = sum(d.test.passes(min(n, d.n)) * probe.gradient(d.model) / 2 for d in missing)
     return {"work": f"diagnose ({study.audit})", "to_do": len(missing), "cached": len(every) - len(missing), "seconds": seconds}
 

@@ -17,7 +17,7 @@ from firedoor.compile import Precision
 from firedoor.craft import Craft
 from firedoor.errors import SpecError
 from firedoor.models.imported import Imported
-from firedoor.protocols import Access, Attack, Dataset, Model
+from firedoor.protocols import Access, Attack, Dataset, Model, Split
 from firedoor.threat import Threat
 
 __all__ = [
@@ -77,7 +77,8 @@ class Study:
     `white_box`: attacks on the target itself (default: PGD with 20 steps, cross-entropy and margin). `control`: the undefended target
     (default: the first of family "none"). `public`: sources that stand for public models (S0). `seen`: sources and attacks that a defence
     may have trained or tuned on. `draws`: how often a random target is asked. `bar`: the loss that a target must stay under to hold.
-    `precision`: in which examples are crafted, exact or fast (bfloat16); targets always answer exactly. `stolen`: how an
+    `first`: attack only the first so many evaluation images (default: all). It changes no model and no craft, so other budgets can be
+    looked at on fewer images with the networks of a long run. `precision`: in which examples are crafted, exact or fast (bfloat16); targets always answer exactly. `stolen`: how an
     attacker copies a target by its answers (S4); its own `target` only holds the place of each that the rungs below left standing.
     `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST. preflight has only
     those that run no attack, for networks on which attacks are dear: it allows no good verdict, and every verdict says so.
@@ -102,6 +103,7 @@ class Study:
     precision: Precision = "exact"
     stolen: Model | None = None
     audit: Audit = "quick"
+    first: int | None = None
 
     def __post_init__(self) -> None:
         for kind, table in (("source", self.sources), ("attack", self.attacks), ("target", self.targets)):
@@ -141,6 +143,8 @@ class Study:
             if name not in self.sources and name not in self.attacks:
                 known = [*self.sources, *self.attacks]
                 raise SpecError(f"seen names an unknown source or attack, {name!r}.{catalogue.nearest(name, known)}")
+        if self.first is not None and (isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 1):
+            raise SpecError(f"first must be 1 or more evaluation images, got {self.first!r}. Leave it out for all of them.")
         if self.draws < 1 or self.shard < 1 or not 0 < self.bar < 1:
             raise SpecError(
                 f"draws and shard must be 1 or more and bar between 0 and 1, got {self.draws}, {self.shard}, {self.bar}."
@@ -159,9 +163,14 @@ class Study:
         """The one threat of all attacks."""
         return next(iter(self.attacks.values())).threat
 
+    @property
+    def images(self) -> Split:
+        """The evaluation images that are attacked: all of them, or the `first`."""
+        return self.data.split("evaluation")[slice(0, self.first)]
+
     def crafts(self, source: Model | None, attack: Attack) -> tuple[Craft, ...]:
         """The examples of a source and an attack on the evaluation images, one recipe per shard."""
-        n = len(self.data.split("evaluation"))
+        n = len(self.images)
         return tuple(
             Craft(source, attack, self.data, "evaluation", i, min(i + self.shard, n), self.seed, self.precision)
             for i in range(0, n, self.shard)
@@ -381,7 +390,7 @@ def from_table(table: Mapping[str, Any]) -> Study:
     }
     plain = {f.name: f.type for f in dataclasses.fields(Study)}
     hints: dict[str, Any] = {"control": str, "public": tuple[str, ...], "seen": tuple[str, ...], "name": str, "description": str}
-    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit}
+    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit, "first": int | None}
     built = {k: spec.from_value(hints[k], v, k, {}, {}) for k, v in built.items() if k in plain}
     if "stolen" in table:
         control = table.get("control") or next(iter(table.get("targets", {})), None)
