@@ -421,6 +421,8 @@ def _complaint(model: Model, store: FileStore, few: Split, classes: int) -> str:
     if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         return f"must give logits of shape {shape}, got {got}. Check its output."
+    if not logits.is_floating_point():
+        return f"must give logits as floating-point numbers, got {logits.dtype}. Return what stands before the argmax."
     if not bool(torch.isfinite(logits).all()):
         return "gives NaN or infinite logits on clean images. Check its weights."
     if float(logits.abs().max()) > LARGEST_LOGIT:

@@ -22,6 +22,7 @@ from firedoor.defences.wrappers.bilateral import Bilateral
 from firedoor.defences.wrappers.bit_depth import BitDepth
 from firedoor.defences.wrappers.crops import Crops
 from firedoor.defences.wrappers.denoiser import Denoiser
+from firedoor.defences.wrappers.gate import Gate
 from firedoor.defences.wrappers.gaussian import Gaussian
 from firedoor.defences.wrappers.jpeg import JPEG
 from firedoor.defences.wrappers.median import Median
@@ -98,6 +99,7 @@ WRAPPERS: dict[str, Any] = {
     "Crops": Crops(),
     "Squeezing": Squeezing(0.5),
     "Denoiser": Denoiser(Cleaner()),
+    "Gate": Gate(Fixed(DATA, 7), Fixed(DATA, 8)),
     "Noise": Noise(),
     "ResizePad": ResizePad(),
     "RandomMember": RandomMember(),
@@ -405,6 +407,46 @@ def test_a_fitted_denoiser_brings_the_victim_back() -> None:
     gap = (z(x_adv) - z(TEST.x)).abs().sum()
     denoised = (z(module(x_adv)) - z(TEST.x)).abs().sum()
     assert denoised < 0.5 * gap
+
+
+class Says(nn.Module):
+    """Logits that are written down: the same for every image, plus a little of its first pixel, so that it has a gradient."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits + x.flatten(1)[:, :1] * self.logits / 100
+
+    def load(self, store: object) -> Says:
+        return self
+
+    def relax(self) -> Says:
+        return self
+
+
+@pytest.mark.parametrize("alarm", [-200.0, -1.0, 0.0, 2.0, 200.0])
+def test_gate_mixes_probabilities_by_its_alarm(alarm: float) -> None:
+    calm, alert = Says(2.0, 0.0, -1.0), Says(-3.0, 1.0, 0.0)
+    gate, store = Gate(alert, Says(alarm, 9.0, 9.0)), DictStore()  # type: ignore[arg-type]
+    x = torch.zeros(2, 1, 8, 8)
+    p, q = calm.logits.softmax(0), alert.logits.softmax(0)
+    share = 1 / (1 + math.exp(-alarm))
+    wrapped, relaxed = gate.wrap(calm, store), gate.relax(calm, store)
+    torch.testing.assert_close(wrapped(x).exp(), ((1 - share) * p + share * q).expand(2, 3), rtol=1e-5, atol=1e-7)
+    assert torch.isfinite(wrapped(x)).all()
+    assert torch.equal(relaxed(x), wrapped(x))
+    y = torch.zeros(2, dtype=torch.long)
+    halves = lambda z: (calm(z).log_softmax(1) + alert(z).log_softmax(1)) / 2  # noqa: E731
+    assert torch.autograd.functional.jacobian(relaxed, x).allclose(torch.autograd.functional.jacobian(halves, x))
+    assert (gradient(relaxed, x, y) != 0).any(), "the alarm cannot hide either network"
+
+
+def test_gate_needs_a_store(model: nn.Module) -> None:
+    for make in (Gate(Fixed(DATA, 7), Fixed(DATA, 8)).wrap, Gate(Fixed(DATA, 7), Fixed(DATA, 8)).relax):
+        with pytest.raises(SpecError, match="Gate needs a store"):
+            make(model)
 
 
 def test_wrong_use_is_refused_with_a_remedy(model: nn.Module) -> None:

@@ -39,6 +39,10 @@ class NaN(Net):
     def forward(self, x):
         return super().forward(x) * float("nan")
 
+class WholeNumbers(Net):
+    def forward(self, x):
+        return super().forward(x).mul(100).round().long()
+
 class Huge(Net):
     def forward(self, x):
         return super().forward(x) * 1e30
@@ -149,6 +153,7 @@ REFUSED = {
     "nowhere": "gave no model",
     "Wide": "must give logits of shape (4, 10)",
     "NaN": "NaN or infinite logits",
+    "WholeNumbers": "as floating-point numbers, got torch.int64",
     "Huge": "must give logits up to",
     "Prints": "prints when asked",
     "Learns": "changes its own weights",
