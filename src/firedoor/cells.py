@@ -22,7 +22,10 @@ __all__ = ["Answers", "Diagnosis", "counted"]
 
 @dataclass(frozen=True)
 class Answers:
-    """The labels that `model` gives to one craft, or (None) to the clean examples of a part, in `draws` independent draws."""
+    """The labels that `model` gives to one craft, or (None) to the clean examples of a part, in `draws` independent draws.
+
+    `first`: only so many of the clean examples; None for all.
+    """
 
     model: Model
     craft: Craft | None
@@ -30,10 +33,11 @@ class Answers:
     part: str = "evaluation"
     draws: int = 1
     seed: int = 0
+    first: int | None = None
 
     def load(self, store: FileStore) -> np.ndarray:
         """(draws, n) int16; -1 where the logits are not finite."""
-        split = self.data.split(self.part)
+        split = self.data.split(self.part)[slice(0, self.first)]
         x, ids, judged = split.x, split.ids, ""
         if self.craft is not None:
             crafted = store.craft(self.craft)
@@ -50,7 +54,8 @@ class Answers:
 
     def inputs(self) -> dict[str, object]:
         """All that the labels depend on. What was judged is in the record: answers to other bytes are given again."""
-        return {
+        some: dict[str, object] = {} if self.first is None else {"first": self.first}
+        return some | {
             "model": fingerprint(self.model),
             "craft": fingerprint(self.craft),
             "data": self.data.digest(),

@@ -296,9 +296,9 @@ class _Work:
             raise ModelRefused(f"{kind} {name!r} fails on clean images ({type(error).__name__}: {error}). Check it.") from None
 
     def _answers_to_clean(self, model: Model) -> np.ndarray:
-        """(draws, n) labels of the images that are attacked; all evaluation images are answered, and kept."""
-        answers = Answers(model, None, self.study.data, draws=self._draws(model), seed=self.study.seed)
-        return answers.load(self.store)[:, : len(self.split)]
+        """(draws, n) labels of the images that are attacked, as they are."""
+        study = self.study
+        return Answers(model, None, study.data, draws=self._draws(model), seed=study.seed, first=study.first).load(self.store)
 
     def _unit(self, row: _Row, craft: Craft) -> tuple[Any, ...]:
         """One craft and all answers to it."""
