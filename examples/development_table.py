@@ -1,0 +1,92 @@
+"""Candidates on development images: python examples/development_table.py STUDY --store STORE [--only NAME,...] [--json FILE] [--page FILE NAME]
+
+Trains the targets of a study, one after the other, and lets each answer what the study's sources and attacks make of the development
+images. Evaluation images are never read, so that candidates may be chosen by this table. The price is what a training took, in passes
+forward and backward per example and in seconds; the crafts of the sources are made once, for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from defences_table import renew
+
+from firedoor import study as studies
+from firedoor.costs import trainable
+from firedoor.craft import Craft, predict
+from firedoor.store import FileStore
+from firedoor.study import Study
+
+
+def accuracy(live: Any, x: torch.Tensor, ids: tuple[str, ...], y: torch.Tensor) -> float:
+    return float((predict(live, x, ids, 0) == y).float().mean())
+
+
+def candidate(study: Study, name: str, crafts: dict[str, torch.Tensor], store: FileStore) -> dict[str, Any]:
+    split, model = study.data.split("development"), study.targets[name]
+    live = store.live(model)
+    each = {pair: accuracy(live, x, split.ids, split.y) for pair, x in crafts.items()}
+    records = [store.get("model", r.inputs(), dict)[1] for r in trainable([model])]  # type: ignore[arg-type]
+    worst = min(each, key=lambda p: each[p])
+    return {
+        "name": name,
+        "clean": accuracy(live, split.x, split.ids, split.y),
+        "worst": each[worst],
+        "by": worst,
+        "mean": sum(each.values()) / len(each),
+        "passes": records[-1]["passes"],
+        "seconds": sum(float(r["seconds"]) for r in records),
+        "pairs": each,
+    }
+
+
+def shown(found: list[dict[str, Any]], n: int) -> str:
+    head = "| candidate | clean | worst seen pair | by | mean of the seen pairs | passes |\n| --- | --- | --- | --- | --- | --- |\n"
+    body = "".join(
+        f"| {r['name']} | {100 * r['clean']:.1f} | {100 * r['worst']:.1f} | {r['by']} | {100 * r['mean']:.1f} | {r['passes']:.0f} |\n"
+        for r in found
+    )
+    return f"{head}{body}\nRight answers in %, {n} development images, {len(found)} candidates looked at.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--only", default="", help="names of targets, with commas between them")
+    parser.add_argument("--json", help="file to write, with every pair")
+    parser.add_argument("--page", nargs=2, help="page and block to renew")
+    asked = parser.parse_args()
+    study, store = studies.load(asked.study), FileStore(asked.store)
+    n = len(study.data.split("development"))
+    crafts = {
+        f"{s}, {a}": store.craft(Craft(source, attack, study.data, "development", 0, n, study.seed, study.precision)).x
+        for s, source in study.sources.items()
+        for a, attack in study.attacks.items()
+    }
+    found = []
+    for name in asked.only.split(",") if asked.only else study.targets:
+        found.append(candidate(study, name, crafts, store))
+        r = found[-1]
+        print(
+            f"{name:32s} clean {r['clean']:.3f}  worst {r['worst']:.3f} ({r['by']})  {r['seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    if asked.json:
+        Path(asked.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if asked.page:
+        renew(Path(asked.page[0]), asked.page[1], shown(found, n), "examples/development_table.py")
+    else:
+        print(shown(found, n))
+
+
+if __name__ == "__main__":
+    main()
