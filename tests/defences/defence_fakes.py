@@ -181,3 +181,16 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Shown(nn.Module):
+    """A network that remembers what it is shown."""
+
+    def __init__(self, data: Toy) -> None:
+        super().__init__()
+        self.inner, self.shown = net(data).eval(), list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown.append(x.detach())
+        out: Tensor = self.inner(x)
+        return out

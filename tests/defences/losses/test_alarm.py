@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from defence_fakes import Ascent, DictStore, Fixed, Toy, net
-from torch import Tensor, nn
+from defence_fakes import Ascent, DictStore, Fixed, Shown, Toy, net
+from torch import Tensor
 from torch.nn import functional
 
 from firedoor import seed
@@ -26,19 +26,6 @@ SPLIT = DATA.split("target")
 N = len(SPLIT)
 ATTACK = Ascent()
 SOURCES = (Fixed(DATA, 7), Fixed(DATA, 8))
-
-
-class Shown(nn.Module):
-    """A network that remembers what it is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.shown = net(DATA).eval(), list[Tensor]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shown.append(x.detach())
-        out: Tensor = self.inner(x)
-        return out
 
 
 @dataclass(frozen=True)
@@ -59,7 +46,7 @@ def made(**fields: Any) -> Alarm:
 
 def shown(loss: Alarm, epoch: int = 0) -> tuple[Tensor, Tensor, Shown]:
     """The value, what was shown, and the network."""
-    module, live = Shown(), loss.start(DictStore(), SPLIT)
+    module, live = Shown(DATA), loss.start(DictStore(), SPLIT)
     with seed.streams(0, SPLIT.ids, draw=epoch, purpose="fit"):
         value = live(module, Batch(SPLIT.x, SPLIT.y, SPLIT.ids, epoch))
     assert len(module.shown) == 1, "one forward pass"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from defence_fakes import DEFAULT, Ascent, DictStore, Fixed, Toy, net, same, weights
+from defence_fakes import DEFAULT, Ascent, DictStore, Fixed, Shown, Toy, net, same, weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,22 +47,9 @@ def trained(loss: Any) -> dict[str, Tensor]:
     return weights(module)
 
 
-class Shown(nn.Module):
-    """A network that remembers what it is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.shown = net(DATA).eval(), list[Tensor]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shown.append(x.detach())
-        out: Tensor = self.inner(x)
-        return out
-
-
 @pytest.mark.parametrize(("clean", "soft"), [(0.5, 0.0), (0.3, 0.6), (0.0, 1.0)])
 def test_the_loss_by_hand(clean: float, soft: float) -> None:
-    module, teacher = Shown(), TEACHER.load(DictStore())
+    module, teacher = Shown(DATA), TEACHER.load(DictStore())
     found = value(made(clean=clean, soft=soft, steps=0, teacher=TEACHER), module)
     *_, x_adv = [x for x in module.shown if not torch.equal(x, SPLIT.x)]
     taught = teacher(SPLIT.x).softmax(1)
@@ -84,7 +71,7 @@ def test_what_it_falls_back_to() -> None:
 
 def test_examples_begin_at_clean_images_and_at_the_crafts_of_each_source() -> None:
     views = [SPLIT.x, *(Craft(s, ATTACK, DATA, "target").load(DictStore()).x for s in SOURCES)]
-    module = Shown()
+    module = Shown(DATA)
     value(made(steps=1), module)
     begins = module.shown[0]
     which = torch.stack([(begins == v).flatten(1).all(1) for v in views]).float()
@@ -94,7 +81,7 @@ def test_examples_begin_at_clean_images_and_at_the_crafts_of_each_source() -> No
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_steps_raise_the_students_loss_and_stay_in_the_ball(steps: int) -> None:
-    module = Shown()
+    module = Shown(DATA)
     value(made(steps=steps, step_size=2 / 255), module)
     assert len(module.shown) == steps + 2
     begins, clean, x_adv = module.shown[0], module.shown[steps], module.shown[steps + 1]
