@@ -376,9 +376,11 @@ class _Work:
 
 
 def _stored(recipe: Any) -> list[Craft]:
-    """The crafts that a training loss looks up: one for each of its sources."""
+    """The crafts that a training loss looks up: one for each of its sources, by each of its attacks."""
     loss = recipe.fit.loss
-    return [Craft(s, loss.attack, loss.data, loss.part) for s in getattr(loss, "sources", ())]
+    sources = getattr(loss, "sources", ())
+    attacks = getattr(loss, "attacks", None) or ((loss.attack,) if sources else ())
+    return [Craft(s, a, loss.data, loss.part) for s in sources for a in attacks]
 
 
 def _needed(recipe: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from firedoor.data.digits import Digits
 from firedoor.data.splits import Splits
 from firedoor.defences.fit import Fit
 from firedoor.defences.losses.pubdef import PubDef
-from firedoor.errors import AccessError, SpecError
+from firedoor.errors import AccessError, ModelRefused, SpecError
 from firedoor.models.fine_tuned import FineTuned
 from firedoor.protocols import Access
 from firedoor.store import FileStore
@@ -74,14 +74,19 @@ class Start:
     stochastic: bool = False
     access: ClassVar[Access] = Access.GRADIENTS
 
+    def load(self, store: FileStore) -> object:
+        return torch.relu
+
 
 @dataclass(frozen=True)
 class Hidden(Start):
     access: ClassVar[Access] = Access.SCORES
 
 
-def test_starts_that_cannot_be_continued() -> None:
+def test_starts_that_cannot_be_continued(tmp_path: Path) -> None:
     with pytest.raises(AccessError, match="FineTuned needs the weights of its start, which gives SCORES only"):
         FineTuned(Hidden(), DATA, FIT)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="must answer the same each time, got Start"):
         FineTuned(Start(stochastic=True), DATA, FIT)  # type: ignore[arg-type]
+    with pytest.raises(ModelRefused, match="needs a start with weights"):
+        FineTuned(Start(), DATA, FIT).load(FileStore(tmp_path))  # type: ignore[arg-type]

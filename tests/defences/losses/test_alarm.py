@@ -15,6 +15,7 @@ from firedoor import seed
 from firedoor.craft import Craft
 from firedoor.defences.fit import Fit
 from firedoor.defences.losses.alarm import Alarm
+from firedoor.defences.losses.mixtures import mixtures
 from firedoor.defences.wrappers.jpeg import JPEG
 from firedoor.defences.wrappers.noise import Noise
 from firedoor.errors import SpecError
@@ -24,7 +25,7 @@ from firedoor.threat import Linf
 DATA = Toy()
 SPLIT = DATA.split("target")
 N = len(SPLIT)
-ATTACK = Ascent()
+ATTACKS = (Ascent(), Ascent(steps=3, share=0.5))
 SOURCES = (Fixed(DATA, 7), Fixed(DATA, 8))
 
 
@@ -41,7 +42,7 @@ class Grey:
 
 
 def made(**fields: Any) -> Alarm:
-    return Alarm(SOURCES, ATTACK, DATA, **fields)
+    return Alarm(SOURCES, ATTACKS, DATA, **fields)
 
 
 def shown(loss: Alarm, epoch: int = 0) -> tuple[Tensor, Tensor, Shown]:
@@ -53,23 +54,19 @@ def shown(loss: Alarm, epoch: int = 0) -> tuple[Tensor, Tensor, Shown]:
     return value, module.shown[0], module
 
 
-def crafts() -> list[Tensor]:
-    return [Craft(s, ATTACK, DATA, "target").load(DictStore()).x for s in SOURCES]
-
-
-def test_clean_images_are_calm_and_crafts_of_every_source_are_not() -> None:
+def test_clean_images_are_calm_and_mixtures_are_not() -> None:
     value, x, module = shown(made())
     assert torch.equal(x[:N], SPLIT.x)
-    of = torch.stack([(x[N:] == c).flatten(1).all(1) for c in crafts()])
-    assert bool(of.any(0).all())
-    assert bool(of.any(1).all()), "both sources are drawn"
+    mix = mixtures(SOURCES, ATTACKS, DATA, "target", SPLIT, DictStore())
+    with seed.streams(0, SPLIT.ids, purpose="fit"):
+        torch.testing.assert_close(x[N:], mix(Batch(SPLIT.x, SPLIT.y, SPLIT.ids, 0)), atol=0.5 / 255, rtol=0)
     with torch.no_grad():
         first = module.inner(x)[:, 0]
     wanted = torch.cat([torch.zeros(N), torch.ones(N)])
     torch.testing.assert_close(value, functional.binary_cross_entropy_with_logits(first, wanted))
 
 
-def test_another_epoch_draws_other_sources() -> None:
+def test_another_epoch_draws_other_mixtures() -> None:
     assert not torch.equal(shown(made())[1], shown(made(), epoch=1)[1])
 
 
@@ -98,7 +95,7 @@ def test_handling_takes_wrappers_that_draw() -> None:
 def test_it_tells_attacks_on_images_that_it_never_saw() -> None:
     store, module = DictStore(), net(DATA)
     attack = Ascent(Linf(32 / 255))
-    loss = Alarm(SOURCES, attack, DATA, handling=(Noise(2 / 255),))
+    loss = Alarm(SOURCES, (attack,), DATA, handling=(Noise(2 / 255),))
     Fit(loss=loss, epochs=20, batch_size=20, lr=0.01, optimiser="adamw").train(module, SPLIT, store, 0)
     module.eval()
     test = DATA.split("evaluation")
@@ -111,11 +108,11 @@ def test_it_tells_attacks_on_images_that_it_never_saw() -> None:
 
 def test_wrong_fields_are_refused() -> None:
     with pytest.raises(SpecError, match="at least one source"):
-        Alarm((), ATTACK, DATA)
+        Alarm((), ATTACKS, DATA)
     for weakest in (0.0, 1.5, float("nan")):
         with pytest.raises(SpecError, match=r"weakest must be in \(0, 1\]"):
             made(weakest=weakest)
     with pytest.raises(SpecError, match="part must be"):
         made(part="evaluation")
     with pytest.raises(SpecError, match="untargeted"):
-        Alarm(SOURCES, Ascent(Linf(0.1, targeted=True)), DATA)
+        Alarm(SOURCES, (Ascent(Linf(0.1, targeted=True)),), DATA)

@@ -1,4 +1,4 @@
-"""Firebreak: its formula against torch's losses, what it falls back to, and where its examples begin and end."""
+"""Firebreak: its formula against torch's loss, what it shows the network, what it costs, and what it is for."""
 
 from __future__ import annotations
 
@@ -6,114 +6,84 @@ from typing import Any
 
 import pytest
 import torch
-from defence_fakes import DEFAULT, Ascent, DictStore, Fixed, Shown, Toy, net, same, weights
-from torch import Tensor, nn
+from defence_fakes import Ascent, DictStore, Fixed, Shown, Toy, net, same, weights
+from torch import Tensor
 from torch.nn import functional
 
 from firedoor import seed
-from firedoor.craft import Craft
 from firedoor.defences.fit import Fit
 from firedoor.defences.losses.clean import CrossEntropy
 from firedoor.defences.losses.firebreak import Firebreak
+from firedoor.defences.losses.mixtures import mixtures
 from firedoor.defences.losses.pubdef import PubDef
 from firedoor.errors import SpecError
+from firedoor.pipeline import _stored
 from firedoor.protocols import Batch
-from firedoor.threat import Linf
 
 DATA = Toy()
 SPLIT = DATA.split("target")
-ATTACK = Ascent()
+ATTACKS = (Ascent(), Ascent(steps=3, share=0.5))
 SOURCES = (Fixed(DATA, 7), Fixed(DATA, 8))
-TEACHER = Fixed(DATA, 9)
 
 
 def made(**fields: Any) -> Firebreak:
-    return Firebreak(SOURCES, ATTACK, DATA, **fields)
+    return Firebreak(SOURCES, ATTACKS, DATA, **fields)
 
 
-def batch() -> Batch:
-    return Batch(SPLIT.x, SPLIT.y, SPLIT.ids, 0)
+def shown(loss: Any, epoch: int = 0) -> tuple[Tensor, Tensor, Shown]:
+    module, live = Shown(DATA), loss.start(DictStore(), SPLIT)
+    with seed.streams(0, SPLIT.ids, draw=epoch, purpose="fit"):
+        value = live(module, Batch(SPLIT.x, SPLIT.y, SPLIT.ids, epoch))
+    assert len(module.shown) == 1, "one pass"
+    return value, module.shown[0], module
 
 
-def value(loss: Any, module: nn.Module, store: DictStore | None = None) -> Tensor:
+def test_the_loss_by_hand() -> None:
+    value, x, module = shown(made())
+    mix = mixtures(SOURCES, ATTACKS, DATA, "target", SPLIT, DictStore())
     with seed.streams(0, SPLIT.ids, purpose="fit"):
-        out: Tensor = loss.start(store or DictStore(), SPLIT)(module, batch())
-    return out
+        assert torch.equal(x, mix(Batch(SPLIT.x, SPLIT.y, SPLIT.ids, 0)))
+    assert not (x == SPLIT.x).flatten(1).all(1).any(), "no example as it is"
+    torch.testing.assert_close(value, functional.cross_entropy(module.inner(x), SPLIT.y))
 
 
-def trained(loss: Any) -> dict[str, Tensor]:
-    module = net(DATA)
-    Fit(loss=loss, epochs=2, batch_size=16, lr=0.02).train(module, SPLIT, DictStore(), 0)
-    return weights(module)
+def test_a_share_of_the_examples_is_shown_as_it_is_and_another_one_each_epoch() -> None:
+    _, x, module = shown(made(clean=0.4))
+    as_it_is = (x == SPLIT.x).flatten(1).all(1)
+    assert 0.2 < float(as_it_is.float().mean()) < 0.6
+    again = (shown(made(clean=0.4), epoch=1)[1] == SPLIT.x).flatten(1).all(1)
+    assert not torch.equal(as_it_is, again)
+    value, _, _ = shown(made(clean=0.4))
+    torch.testing.assert_close(value, functional.cross_entropy(module.inner(x), SPLIT.y))
 
 
-@pytest.mark.parametrize(("clean", "soft"), [(0.5, 0.0), (0.3, 0.6), (0.0, 1.0)])
-def test_the_loss_by_hand(clean: float, soft: float) -> None:
-    module, teacher = Shown(DATA), TEACHER.load(DictStore())
-    found = value(made(clean=clean, soft=soft, steps=0, teacher=TEACHER), module)
-    *_, x_adv = [x for x in module.shown if not torch.equal(x, SPLIT.x)]
-    taught = teacher(SPLIT.x).softmax(1)
+def test_all_clean_is_plain_training() -> None:
+    def trained(loss: Any) -> dict[str, Tensor]:
+        module = net(DATA)
+        Fit(loss=loss, epochs=2, batch_size=16, lr=0.02).train(module, SPLIT, DictStore(), 0)
+        return weights(module)
 
-    def distance(x: Tensor) -> Tensor:
-        logits = module.inner(x)
-        hard = functional.cross_entropy(logits, SPLIT.y)
-        return (1 - soft) * hard + soft * functional.kl_div(logits.log_softmax(1), taught, reduction="batchmean")
-
-    torch.testing.assert_close(found, clean * distance(SPLIT.x) + (1 - clean) * distance(x_adv), rtol=1e-5, atol=1e-6)
-
-
-def test_what_it_falls_back_to() -> None:
     assert same(trained(made(clean=1.0)), trained(CrossEntropy()))
-    assert same(trained(made(clean=0.0, steps=0)), trained(PubDef(SOURCES, ATTACK, DATA, mode="random")))
-    for other in ({}, {"steps": 0}, {"teacher": TEACHER, "soft": 0.5}, {"clean": 0.0}):
-        assert not same(trained(made(**other)), trained(CrossEntropy())), other
+    assert not same(trained(made()), trained(CrossEntropy()))
+    assert not same(trained(made()), trained(PubDef(SOURCES, ATTACKS[0], DATA, mode="random")))
 
 
-def test_examples_begin_at_clean_images_and_at_the_crafts_of_each_source() -> None:
-    views = [SPLIT.x, *(Craft(s, ATTACK, DATA, "target").load(DictStore()).x for s in SOURCES)]
-    module = Shown(DATA)
-    value(made(steps=1), module)
-    begins = module.shown[0]
-    which = torch.stack([(begins == v).flatten(1).all(1) for v in views]).float()
-    assert torch.equal(which.sum(0), torch.ones(60)), "each image is exactly one of the views of its own example"
-    assert which.sum(1).min() > 8
+def test_a_run_makes_the_craft_of_every_pair_beforehand_and_once() -> None:
+    class Recipe:
+        fit = Fit(loss=made())
 
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_steps_raise_the_students_loss_and_stay_in_the_ball(steps: int) -> None:
-    module = Shown(DATA)
-    value(made(steps=steps, step_size=2 / 255), module)
-    assert len(module.shown) == steps + 2
-    begins, clean, x_adv = module.shown[0], module.shown[steps], module.shown[steps + 1]
-    assert torch.equal(clean, SPLIT.x)
-    assert float((x_adv - SPLIT.x).abs().max()) <= DEFAULT.eps + 1e-6
-    assert float((x_adv - begins).abs().max()) <= steps * 2 / 255 + 1e-6
-    with torch.no_grad():
-        before, after = (functional.cross_entropy(module.inner(x), SPLIT.y) for x in (begins, x_adv))
-    assert float(after) > float(before)
-
-
-def test_the_teacher_learns_nothing_and_is_not_loaded_without_a_share() -> None:
     store = DictStore()
-    value(made(teacher=TEACHER, soft=0.5), net(DATA), store).backward()  # type: ignore[no-untyped-call]
-    assert store.made == ["craft", "craft"]
-    assert not any(p.requires_grad for p in TEACHER.load(store).parameters())
+    crafts = _stored(Recipe())
+    assert [(c.source, c.attack) for c in crafts] == [(s, a) for s in SOURCES for a in ATTACKS]
+    for craft in crafts:
+        craft.load(store)
+    made().start(store, SPLIT)
+    assert store.made.count("craft") == 4
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"soft": 1.2}, r"soft must be in \[0, 1\], got 1.2"),
-        ({"clean": -0.1}, r"clean must be in \[0, 1\], got -0.1"),
-        ({"soft": 0.5}, "soft = 0.5 needs a teacher, got none"),
-        ({"steps": -1}, "steps must be 0 or more, got -1"),
-        ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
-        ({"part": "evaluation"}, "part must be 'source' or 'target', got 'evaluation'"),
-        ({"inner_mode": "test"}, "inner_mode must be 'train' or 'eval', got 'test'"),
-    ],
-)
-def test_it_refuses(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        made(**fields)
-    with pytest.raises(SpecError, match="must be untargeted"):
-        Firebreak(SOURCES, Ascent(Linf(0.1, targeted=True)), DATA)
+def test_it_refuses() -> None:
+    for clean in (-0.1, 1.2, float("nan")):
+        with pytest.raises(SpecError, match=r"clean must be in \[0, 1\], got"):
+            made(clean=clean)
+    with pytest.raises(SpecError, match="Firebreak needs at least one attack, got none"):
+        Firebreak(SOURCES, (), DATA)
