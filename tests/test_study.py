@@ -22,6 +22,7 @@ from firedoor.defences.losses.pubdef import PubDef
 from firedoor.defences.losses.trades import TRADES
 from firedoor.defences.losses.weight_penalty import WeightPenalty
 from firedoor.defences.wrappers.denoiser import Denoiser
+from firedoor.defences.wrappers.gate import Gate
 from firedoor.defences.wrappers.jpeg import JPEG
 from firedoor.defences.wrappers.noise import Noise
 from firedoor.defences.wrappers.random_member import RandomMember
@@ -382,6 +383,8 @@ def test_another_seed_changes_what_is_trained_and_nothing_it_is_trained_from() -
     assert other_seed(defended).fit.loss.sources == (public,)  # type: ignore[attr-defined]
     denoised = Wrapped(trained(1), Denoiser(trained(5)))
     assert other_seed(denoised) == Wrapped(trained(1001), Denoiser(trained(5)))
+    gated = Wrapped(trained(1), Gate(trained(5), trained(6), 0.5))
+    assert other_seed(gated) == Wrapped(trained(1001), Gate(trained(1005), trained(1006), 0.5)), "its networks are the defence"
     both = Ensemble((trained(1), Wrapped(trained(2), JPEG())))
     assert other_seed(both) == Ensemble((trained(1001), Wrapped(trained(1002), JPEG())))
     data = replace(DATA, splits=replace(DATA.splits, seed=7))

@@ -290,7 +290,8 @@ def stripped(model: Model) -> Model | None:
 
 
 def other_seed(model: Model, offset: int = 1000) -> Model:
-    """The same recipe trained with another seed. Teachers, public sources and trained wrappers inside it stay as they are."""
+    """The same recipe trained with another seed. Teachers and public sources stay as they are, and so do the networks of a wrapper, but
+    for those that it names as trained with the defence (`trained`)."""
     changes: dict[str, Any] = {}
     for f in dataclasses.fields(model):  # type: ignore[arg-type]
         value = getattr(model, f.name)
@@ -300,6 +301,8 @@ def other_seed(model: Model, offset: int = 1000) -> Model:
             changes["model"] = other_seed(value, offset)
         elif f.name == "members":
             changes["members"] = tuple(other_seed(m, offset) for m in value)
+        elif f.name == "wrapper" and getattr(type(value), "trained", ()):
+            changes["wrapper"] = replace(value, **{n: other_seed(getattr(value, n), offset) for n in type(value).trained})
     return replace(model, **changes) if changes else model  # type: ignore[type-var]
 
 

@@ -426,13 +426,14 @@ class Says(nn.Module):
         return self
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.5])
 @pytest.mark.parametrize("alarm", [-200.0, -1.0, 0.0, 2.0, 200.0])
-def test_gate_mixes_probabilities_by_its_alarm(alarm: float) -> None:
+def test_gate_mixes_probabilities_by_its_alarm(alarm: float, threshold: float) -> None:
     calm, alert = Says(2.0, 0.0, -1.0), Says(-3.0, 1.0, 0.0)
-    gate, store = Gate(alert, Says(alarm, 9.0, 9.0)), DictStore()  # type: ignore[arg-type]
+    gate, store = Gate(alert, Says(alarm, 9.0, 9.0), threshold), DictStore()  # type: ignore[arg-type]
     x = torch.zeros(2, 1, 8, 8)
     p, q = calm.logits.softmax(0), alert.logits.softmax(0)
-    share = 1 / (1 + math.exp(-alarm))
+    share = 1 / (1 + math.exp(threshold - alarm))
     wrapped, relaxed = gate.wrap(calm, store), gate.relax(calm, store)
     torch.testing.assert_close(wrapped(x).exp(), ((1 - share) * p + share * q).expand(2, 3), rtol=1e-5, atol=1e-7)
     assert torch.isfinite(wrapped(x)).all()
@@ -443,7 +444,10 @@ def test_gate_mixes_probabilities_by_its_alarm(alarm: float) -> None:
     assert (gradient(relaxed, x, y) != 0).any(), "the alarm cannot hide either network"
 
 
-def test_gate_needs_a_store(model: nn.Module) -> None:
+def test_gate_needs_a_store_and_a_finite_threshold(model: nn.Module) -> None:
+    for threshold in (math.inf, math.nan):
+        with pytest.raises(SpecError, match="threshold must be finite, got"):
+            Gate(Fixed(DATA, 7), Fixed(DATA, 8), threshold)
     for make in (Gate(Fixed(DATA, 7), Fixed(DATA, 8)).wrap, Gate(Fixed(DATA, 7), Fixed(DATA, 8)).relax):
         with pytest.raises(SpecError, match="Gate needs a store"):
             make(model)
