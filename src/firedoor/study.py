@@ -301,8 +301,9 @@ def other_seed(model: Model, offset: int = 1000) -> Model:
             changes["model"] = other_seed(value, offset)
         elif f.name == "members":
             changes["members"] = tuple(other_seed(m, offset) for m in value)
-        elif f.name == "wrapper" and getattr(type(value), "trained", ()):
-            changes["wrapper"] = replace(value, **{n: other_seed(getattr(value, n), offset) for n in type(value).trained})
+        elif f.name == "wrapper":
+            own: tuple[str, ...] = getattr(value, "trained", ())
+            changes["wrapper"] = replace(value, **{n: other_seed(getattr(value, n), offset) for n in own})
     return replace(model, **changes) if changes else model  # type: ignore[type-var]
 
 
