@@ -42,7 +42,7 @@ contracts: .venv/.ok
 	$(RUN) firedoor.contracts
 
 validate: .venv/.ok
-	$(RUN) firedoor.validation
+	$(RUN) firedoor.validation digits docs/validation.md
 
 agreement: .venv-peers/.ok
 	.venv-peers/bin/python -m pytest -m peers -n 0 tests/attacks/plugins

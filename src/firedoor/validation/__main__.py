@@ -1,4 +1,6 @@
-"""`python -m firedoor.validation [digits | shapes] [PAGE]` judges the audit by planted failures and honest models."""
+"""`python -m firedoor.validation [digits | shapes] [PAGE]` judges the audit by planted failures and honest models.
+
+The table goes into the block `validation` of PAGE."""
 
 import sys
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import tempfile
 import time
 from dataclasses import replace
@@ -23,9 +24,10 @@ from firedoor.study import Study, from_table
 from firedoor.validation.honest import HONEST, NOISY, Normalised
 from firedoor.validation.planted import FAULTS, Planted
 
-__all__ = ["judged", "study_of", "table", "validate"]
+__all__ = ["judged", "renew", "study_of", "table", "validate"]
 
 SEEDS = (0, 1, 2, 3, 4)
+BLOCK = re.compile(r"(<!-- begin: validation[^>]* -->\n).*?(<!-- end: validation -->)", re.DOTALL)
 FIRED = ("fail", "suspect", "void")
 SETS: dict[str, dict[str, Any]] = {  # where thresholds were frozen, and what is counted
     "shapes": {"data": {"type": "Shapes", "size": 12, "splits": {"train": 2500, "evaluation": 200}}, "eps": "4/255"},
@@ -37,10 +39,15 @@ LOSSES = ("cross_entropy", "margin")
 def validate(data: str = "digits", seeds: tuple[int, ...] = SEEDS, page: Path | None = None) -> int:
     """Run all seeds, two at a time, write the table, print one JSON line last. 0 if all are caught and honest models are left alone.
 
-    `data`: a name of SETS. Errors: SpecError for another one.
+    `data`: a name of SETS. `page`: a file whose block `validation` takes the table. Errors: SpecError for another name, and for a page
+    without that block, before anything runs.
     """
     if data not in SETS:
         raise SpecError(f"validation: data must be one of {', '.join(SETS)}, got {data!r}. Choose one.")
+    if page is not None and not (page.is_file() and BLOCK.search(page.read_text(encoding="utf-8"))):
+        raise SpecError(
+            f"validation: {page} must be a file with <!-- begin: validation --> and <!-- end: validation -->. Put both into it."
+        )
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
@@ -51,8 +58,6 @@ def validate(data: str = "digits", seeds: tuple[int, ...] = SEEDS, page: Path | 
             wrong = ", ".join(r["name"] for r in found if r["planted"] != r["caught"]) or "none"
             text = f"seed {seed}: {caught} of {len(found) - len(honest)} caught, {sum(r['caught'] for r in honest)} false alarms of {len(honest)}"
             typer.echo(f"{text}; wrong: {wrong}; {time.perf_counter() - began:.0f} s", err=True)
-    if page is not None:
-        page.write_text(table(rows), encoding="utf-8")
     planted, honest = [r for r in rows if r["planted"]], [r for r in rows if not r["planted"]]
     counts = {
         "planted": len(planted),
@@ -67,12 +72,26 @@ def validate(data: str = "digits", seeds: tuple[int, ...] = SEEDS, page: Path | 
         "seeds": len(seeds),
     }
     proves = clopper_pearson(counts["caught"], counts["planted"]).low
-    typer.echo(
-        json.dumps(
-            {**counts, **kinds, "caught_at_least": round(proves, 3), "minutes": round((time.perf_counter() - began) / 60, 1)}
-        )
-    )
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    if page is not None:
+        renew(page, f"{_in_words(counts, minutes)}\n{table(rows)}")
+    typer.echo(json.dumps({**counts, **kinds, "caught_at_least": round(proves, 3), "minutes": minutes}))
     return 0 if counts["caught"] == counts["planted"] and counts["false_alarms"] <= len(seeds) else 1
+
+
+def renew(page: Path, text: str) -> None:
+    """Put the text into the block `validation` of the page."""
+    page.write_text(BLOCK.sub(lambda m: f"{m[1]}\n{text}\n{m[2]}", page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _in_words(counts: dict[str, int], minutes: float) -> str:
+    proves = clopper_pearson(counts["caught"], counts["planted"]).low
+    at_most = clopper_pearson(counts["false_alarms"], counts["honest"]).high
+    return (
+        f"{counts['caught']} of {counts['planted']} planted failures were caught (so at least {100 * proves:.1f} % of such failures would be), "
+        f"with {counts['false_alarms']} false alarms among\n{counts['honest']} honest models (so at most {100 * at_most:.1f} % of such models "
+        f"would be). It took {minutes} minutes.\n"
+    )
 
 
 def judged(seed: int, data: str, store: str) -> list[dict[str, Any]]:
