@@ -93,7 +93,7 @@ class Craft:
         """One batch. Streams are keyed by example, so how a shard is cut does not matter."""
         y = self._wanted(batch) if self.attack.threat.targeted else batch.y
         with seed.streams(self.seed, batch.ids, purpose=fingerprint(replace(self, start=0, stop=None))):
-            return attack(model, batch.x.to(device.current()), y.to(device.current())).cpu()
+            return attack(model, batch.x.to(device.current(), copy=True), y.to(device.current(), copy=True)).cpu()
 
     def _wanted(self, batch: Split) -> Tensor:
         """y_target: another class, drawn once for each id, so that every attack and source aims at the same."""

@@ -439,7 +439,7 @@ def _complaint(model: Model, store: FileStore, few: Split, classes: int) -> str:
 def _weights(live: Classifier) -> list[tuple[int, float]]:
     if not isinstance(live, nn.Module):
         return []
-    return [(t._version, float(t.double().sum())) for t in (*live.parameters(), *live.buffers())]
+    return [(t._version, float(t.detach().double().sum())) for t in (*live.parameters(), *live.buffers())]
 
 
 def _provenance(precision: str) -> dict[str, str]:

@@ -465,7 +465,7 @@ def test_wrong_use_is_refused_with_a_remedy(model: nn.Module) -> None:
     with pytest.raises(SpecError, match="needs a store"):
         Denoiser(Cleaner()).wrap(model)
     makers = [
-        lambda: JPEG(0), lambda: JPEG(75, "4:1:1"), lambda: BitDepth(0), lambda: Median(0), lambda: Gaussian(-1.0),
+        lambda: JPEG(0), lambda: JPEG(75, "4:1:1"), lambda: BitDepth(0), lambda: BitDepth(2.5), lambda: Median(0), lambda: Gaussian(-1.0), lambda: Gaussian(1e9),
         lambda: Noise(-0.1), lambda: Noise(n=0), lambda: ResizePad(0.9, 0.8), lambda: ResizePad(n=0),
     ]  # fmt: skip
     for make in makers:

@@ -13,6 +13,7 @@ from torch import nn
 from firedoor import cli
 
 STRANGERS = """
+import asyncio
 import torch
 from torch import nn
 
@@ -95,6 +96,39 @@ class LearnsUnseen(Net):
             self.layer.weight.data.add_(1e-3)
         return super().forward(x)
 
+class Cancels(Net):
+    def forward(self, x):
+        raise asyncio.CancelledError
+
+class CancelsLater(Net):
+    def forward(self, x):
+        if (x[:, 0, 0, 0] > 0.05).any():
+            raise asyncio.CancelledError("no more of that")
+        return super().forward(x)
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+class MuteLater(Net):
+    def forward(self, x):
+        if (x[:, 0, 0, 0] > 0.05).any():
+            raise Mute
+        return super().forward(x)
+
+class ManyLines(Net):
+    def forward(self, x):
+        raise RuntimeError("one\\nTraceback (most recent call last)\\nthree")
+
+class Erases(Net):
+    def forward(self, x):
+        return super().forward(x.zero_())
+
+class Doubles(Net):
+    def forward(self, x):
+        torch.set_default_dtype(torch.float64)
+        return super().forward(x)
+
 class Tires(Net):
     calls = 0
 
@@ -159,6 +193,8 @@ REFUSED = {
     "Learns": "changes its own weights",
     "Exits": "SystemExit",
     "ends": "SystemExit",
+    "Cancels": "CancelledError",
+    "ManyLines": "one Traceback (most recent call last) three",
     "WideInFull": "must give logits of shape (40, 10 or 11), got (40, 20)",
     "OneRow": "must give logits of shape (40, 10 or 11), got (1, 10)",
     "LearnsUnseen": "weights changed",
@@ -168,6 +204,8 @@ LATER = {
     "ExitsLater": "tried to end the program",
     "WideLater": "got (40, 20)",
     "Tires": "enough",
+    "CancelsLater": "CancelledError: no more of that",
+    "MuteLater": "Mute: its text cannot be read",
 }
 
 
@@ -244,6 +282,26 @@ def test_what_a_model_prints_is_no_part_of_the_answer(run, capsys: pytest.Captur
     assert ended.value.code == 0
     assert json.loads(said.out)["name"]
     assert "hello" in said.err
+
+
+def cells(tmp_path: Path, target: str) -> dict[str, object]:
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    return {f"{c['source']} {c['attack']}": c["robust_accuracy"] for c in report["cells"] if c["target"] == target}
+
+
+def test_one_that_writes_to_what_it_is_shown_reaches_no_other_target_and_nothing_that_is_kept(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("strangers:good", "--trust-study", "--store", "apart")[0] == 0
+    undefended, honest = cells(tmp_path, "undefended"), cells(tmp_path, "stranger")
+    assert run("strangers:Erases", "--trust-study")[0] == 0
+    assert cells(tmp_path, "undefended") == undefended
+    assert run("strangers:good", "--trust-study")[0] == 0
+    assert cells(tmp_path, "undefended") == undefended
+    assert cells(tmp_path, "stranger") == honest
+
+
+def test_one_that_changes_the_default_precision_changes_it_for_nobody(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("strangers:Doubles", "--trust-study")[0] == 0
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_good_one_is_measured_and_stays_as_it_was(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

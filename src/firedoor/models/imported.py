@@ -14,7 +14,8 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from firedoor import device
 from firedoor.errors import ModelRefused, SpecError
@@ -47,8 +48,11 @@ class Imported:
             raise SpecError(f'Imported: function must be written "package.module:name", got {self.function!r}. Correct it.')
 
     def load(self, store: Store) -> Classifier:
-        """A copy of the network: eval mode, parameters frozen. The one that the function gave stays as it was."""
-        return device.placed(copy.deepcopy(_called(self.function))).eval().requires_grad_(False)
+        """A copy of the network: eval mode, parameters frozen. The one that the function gave stays as it was.
+
+        It gets copies of its inputs, so it may write to them, and what it raises is an Exception with one line of text.
+        """
+        return device.placed(_Apart(copy.deepcopy(_called(self.function)))).eval().requires_grad_(False)
 
     def relax(self) -> Model:
         """Itself: nothing is known of its inside."""
@@ -59,14 +63,49 @@ class Imported:
         return _digest(self.function)
 
 
+class _Apart(nn.Module):
+    """A stranger's network that cannot reach what it is asked about, nor end or change the program that asks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = torch.get_default_dtype()
+        try:
+            logits: Tensor = self.network(x.clone())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if type(error).__module__.startswith("firedoor."):
+                raise
+            raise ModelRefused(_described(error)) from error
+        finally:
+            torch.set_default_dtype(kind)
+        return logits
+
+
+def _described(error: BaseException) -> str:
+    """One line, whatever its own text does."""
+    if isinstance(error, SystemExit):
+        return f"It tried to end the program (SystemExit: {error.code}). Remove sys.exit from it."
+    try:
+        said = " ".join(str(error).split())
+    except Exception:
+        said = "its text cannot be read"
+    return f"It raised {type(error).__name__}: {said[:200]}"
+
+
 def _called(function: str) -> nn.Module:
     place, _, name = function.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python` itself would
     try:
         found = getattr(importlib.import_module(place), name)()
-    except (Exception, SystemExit) as error:
-        raise ModelRefused(f"{function} gave no model ({type(error).__name__}: {error}). Correct it, or leave it out.") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ModelRefused(f"{function} gave no model ({_described(error)}). Correct it, or leave it out.") from None
     if not isinstance(found, nn.Module) or next(found.parameters(), None) is None:
         got = "a module without parameters" if isinstance(found, nn.Module) else f"a {type(found).__name__}"
         raise ModelRefused(f"{function} must return an nn.Module with parameters, got {got}. Return the loaded network.")

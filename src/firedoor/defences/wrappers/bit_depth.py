@@ -29,8 +29,8 @@ class BitDepth:
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise SpecError(f"BitDepth: bits must be in 1..8, got {self.bits}. Try 4.")
+        if self.bits not in range(1, 9):
+            raise SpecError(f"BitDepth: bits must be a whole number in 1..8, got {self.bits}. Try 4.")
 
     def wrap(self, model: Classifier, store: Store | None = None) -> Classifier:
         return Transformed(model, self._round)

@@ -16,6 +16,8 @@ from firedoor.protocols import Classifier, Store
 
 __all__ = ["Gaussian"]
 
+WIDEST = 64
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -32,8 +34,8 @@ class Gaussian:
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < math.inf:
-            raise SpecError(f"Gaussian: sigma must be 0 or more, got {self.sigma}. Try 0.5 pixels at 32, 1 at 224.")
+        if not 0 <= self.sigma <= WIDEST:
+            raise SpecError(f"Gaussian: sigma must be in 0..{WIDEST} pixels, got {self.sigma}. Try 0.5 at 32, 1 at 224.")
 
     def wrap(self, model: Classifier, store: Store | None = None) -> Classifier:
         return Transformed(model, self._blur)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firedoor.defences.wrappers.transformed import Transformed, needs_images
-from firedoor.errors import SpecError
+from firedoor.errors import DataError, SpecError
 from firedoor.protocols import Classifier, Store
 
 __all__ = ["Median"]
@@ -41,6 +41,8 @@ class Median:
 
     def _filter(self, x: Tensor) -> Tensor:
         needs_images(x, "Median")
+        if self.size > min(x.shape[2:]):
+            raise DataError(f"Median: size {self.size} needs images as large, got {tuple(x.shape[2:])}. Lower it; try 3.")
         before, after = self.size // 2, self.size - 1 - self.size // 2
         padded = F.pad(x, (before, after, before, after), mode="replicate")
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
