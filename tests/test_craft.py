@@ -21,6 +21,7 @@ from firedoor.store import FileStore
 from firedoor.threat import Linf, Threat
 
 DATA = Digits(Splits(train=100, evaluation=40))
+THREAT = Linf(40 / 255)
 MODEL = Trained(MLP(8), DATA, Fit(epochs=1))
 
 
@@ -28,7 +29,7 @@ MODEL = Trained(MLP(8), DATA, Fit(epochs=1))
 class Erasing:
     """Returns what FGSM does, and leaves nothing of its arguments."""
 
-    threat: Threat = Linf(40 / 255)
+    threat: Threat = THREAT
     needs: ClassVar[Access] = Access.GRADIENTS
     semantics: ClassVar[Semantics] = Semantics()
     queries: ClassVar[int] = 0
@@ -45,7 +46,7 @@ def test_an_attack_may_write_to_its_arguments(tmp_path: Path) -> None:
     store, split = FileStore(tmp_path), DATA.split("evaluation")
     x, y = split.x.clone(), split.y.clone()
     crafted = store.craft(Craft(MODEL, Erasing(), DATA))
-    assert torch.equal(crafted.x, store.craft(Craft(MODEL, FGSM(Linf(40 / 255)), DATA)).x)
+    assert torch.equal(crafted.x, store.craft(Craft(MODEL, FGSM(THREAT), DATA)).x)
     again = DATA.split("evaluation")
     assert torch.equal(again.x, x)
     assert torch.equal(again.y, y)
