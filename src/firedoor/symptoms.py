@@ -110,10 +110,10 @@ def bookkeeping_signs(matrix: Matrix, target: str) -> list[Symptom]:
     clean = matrix.clean(target)
     classes = np.bincount(matrix.y.astype(int))
     majority, n = float(classes.max() / len(matrix.y)), len(clean)
-    low = stats.mean(clean).low
-    worth = "pass" if low > majority + MARGIN else "fail"
-    text = f"clean accuracy is at least {low:.0%}, the largest class has {majority:.0%}"
-    signs = [Symptom("A12", "worth defending", "cap", worth, text, low, majority + MARGIN, n)]
+    found = stats.mean(clean)
+    worth = "pass" if found.low > majority + MARGIN else "fail"
+    text = f"clean accuracy is at least {found.low:.0%}, the largest class has {majority:.0%}"
+    signs = [Symptom("A12", "worth defending", "cap", worth, text, found.value, majority + MARGIN, n, found.low, found.high)]
     differ = 0
     if target in matrix.meta["relaxed"] or matrix.is_random(target):
         return signs

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from firedoor import device, guard, losses, seed
 from firedoor.diagnostics.outcomes import ids_of
+from firedoor.intervals import clopper_pearson
 from firedoor.protocols import Classifier, Objective, Split, Symptom
 
 __all__ = ["GradientPresent"]
@@ -38,7 +39,11 @@ class GradientPresent:
             "pass": f"every gradient is there ({n} images)",
         }[status]
         ids = ids_of(split, both if k else ce)
-        return Symptom("A7", "gradient present", "mask", status, text, (k if k else k_ce) / max(n, 1), self.share, n, examples=ids)
+        dead = k or k_ce
+        bounds = clopper_pearson(dead, n)
+        return Symptom(
+            "A7", "gradient present", "mask", status, text, dead / max(n, 1), self.share, n, bounds.low, bounds.high, examples=ids
+        )
 
     def passes(self, n: int) -> int:
         """One gradient of each loss."""
