@@ -1,8 +1,8 @@
 """Candidates on development images: python examples/development_table.py STUDY --store STORE [--only NAME,...] [--json FILE] [--page FILE NAME]
 
 Trains the targets of a study, one after the other, and lets each answer what the study's sources and attacks make of the development
-images. Evaluation images are never read, so that candidates may be chosen by this table. The price is what a training took, in passes
-forward and backward per example and in seconds; the crafts of the sources are made once, for all.
+images. Evaluation images are never read, so that candidates may be chosen by this table. The price is what a training took, of all
+networks of a candidate but the sources: passes forward and backward per training image, and seconds; the crafts of the sources are made once, for all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def candidate(study: Study, name: str, crafts: dict[str, torch.Tensor], store: F
     split, model = study.data.split("development"), study.targets[name]
     live = store.live(model)
     each = {pair: accuracy(live, x, split.ids, split.y) for pair, x in crafts.items()}
-    records = [store.get("model", r.inputs(), dict)[1] for r in trainable([model])]  # type: ignore[arg-type]
+    own = [r for r in trainable([model]) if r not in study.sources.values()]
+    records = [store.get("model", r.inputs(), dict)[1] for r in own]  # type: ignore[arg-type]
+    passes = sum(float(d["passes"]) * r.fit.epochs for d, r in zip(records, own, strict=True))
     worst = min(each, key=lambda p: each[p])
     return {
         "name": name,
@@ -41,14 +43,14 @@ def candidate(study: Study, name: str, crafts: dict[str, torch.Tensor], store: F
         "worst": each[worst],
         "by": worst,
         "mean": sum(each.values()) / len(each),
-        "passes": records[-1]["passes"],
+        "passes": passes,
         "seconds": sum(float(r["seconds"]) for r in records),
         "pairs": each,
     }
 
 
 def shown(found: list[dict[str, Any]], n: int) -> str:
-    head = "| candidate | clean | worst seen pair | by | mean of the seen pairs | passes |\n| --- | --- | --- | --- | --- | --- |\n"
+    head = "| candidate | clean | worst pair | by | mean of the pairs | passes |\n| --- | --- | --- | --- | --- | --- |\n"
     body = "".join(
         f"| {r['name']} | {100 * r['clean']:.1f} | {100 * r['worst']:.1f} | {r['by']} | {100 * r['mean']:.1f} | {r['passes']:.0f} |\n"
         for r in found
@@ -83,7 +85,7 @@ def main() -> None:
     if asked.json:
         Path(asked.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if asked.page:
-        renew(Path(asked.page[0]), asked.page[1], shown(found, n), "examples/development_table.py")
+        renew(Path(asked.page[0]), asked.page[1], shown(found, n))
     else:
         print(shown(found, n))
 
