@@ -210,7 +210,7 @@ def test_a_precision_that_is_not_there_is_refused_with_what_to_do() -> None:
 
 # ---------------------------------------------------------------- real processes
 
-TRAIN = ("-m", "firedoor", "train", "digits", "pgd_at", "--set", "fit.epochs=2", "--set", "fit.checkpoint_seconds=0", "-q")
+TRAIN = ("-m", "firedoor", "train", "digits", "pgd_at", "--set", "fit.epochs=3", "--set", "fit.checkpoint_seconds=0", "-q")
 
 
 def weights(store: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ network would go around the wrapper's hooks. So gradients travel after the backw
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,6 +21,12 @@ from firedoor.errors import SetupError
 __all__ = ["Ranks"]
 
 PRECISION = {"exact": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def _leave() -> None:
+    """At the end of the process: threads that still wait for the other ones would abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Ranks:
@@ -44,6 +51,9 @@ class Ranks:
                 f"training cannot use precision {precision!r} with trackers {list(trackers)} here ({error}). "
                 "Use precision 'exact', or install the tracker."
             ) from None
+        if self.size > 1:
+            atexit.unregister(_leave)
+            atexit.register(_leave)
 
     @property
     def rank(self) -> int:
