@@ -116,6 +116,10 @@ class MuteLater(Net):
             raise Mute
         return super().forward(x)
 
+class ExitsMute(Net):
+    def forward(self, x):
+        raise SystemExit(Mute())
+
 class ManyLines(Net):
     def forward(self, x):
         raise RuntimeError("one\\nTraceback (most recent call last)\\nthree")
@@ -194,6 +198,7 @@ REFUSED = {
     "Exits": "SystemExit",
     "ends": "SystemExit",
     "Cancels": "CancelledError",
+    "ExitsMute": "SystemExit: its text cannot be read",
     "ManyLines": "one Traceback (most recent call last) three",
     "WideInFull": "must give logits of shape (40, 10 or 11), got (40, 20)",
     "OneRow": "must give logits of shape (40, 10 or 11), got (1, 10)",

@@ -87,13 +87,13 @@ class _Apart(nn.Module):
 
 def _described(error: BaseException) -> str:
     """One line, whatever its own text does."""
-    if isinstance(error, SystemExit):
-        return f"It tried to end the program (SystemExit: {error.code}). Remove sys.exit from it."
     try:
-        said = " ".join(str(error).split())
-    except Exception:
+        said = " ".join(str(error).split())[:200]
+    except Exception:  # a stranger's text is a stranger's code
         said = "its text cannot be read"
-    return f"It raised {type(error).__name__}: {said[:200]}"
+    if isinstance(error, SystemExit):
+        return f"It tried to end the program (SystemExit: {said}). Remove sys.exit from it."
+    return f"It raised {type(error).__name__}: {said}"
 
 
 def _called(function: str) -> nn.Module:
