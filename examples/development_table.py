@@ -1,8 +1,9 @@
 """Candidates on development images: python examples/development_table.py STUDY --store STORE [--only NAME,...] [--json FILE] [--page FILE NAME]
 
 Trains the targets of a study, one after the other, and lets each answer what the study's sources and attacks make of the development
-images. Evaluation images are never read, so that candidates may be chosen by this table. The price is what a training took, of all
-networks of a candidate but the sources: passes forward and backward per training image, and seconds; the crafts of the sources are made once, for all.
+images. Evaluation images are never read, so that candidates may be chosen by this table. Sources that the study does not name in `seen`
+stand in for those that a later study holds out: no candidate trains on them. The price is what a training took, of all networks of a
+candidate but the sources: passes forward and backward per training image, and seconds; the crafts of the sources are made once, for all.
 """
 
 from __future__ import annotations
@@ -36,23 +37,33 @@ def candidate(study: Study, name: str, crafts: dict[str, torch.Tensor], store: F
     own = [r for r in trainable([model]) if r not in study.sources.values()]
     records = [store.get("model", r.inputs(), dict)[1] for r in own]  # type: ignore[arg-type]
     passes = sum(float(d["passes"]) * r.fit.epochs for d, r in zip(records, own, strict=True))
-    worst = min(each, key=lambda p: each[p])
+    seen = {pair: each[pair] for pair in each if pair.split(", ")[0] in study.seen}
     return {
         "name": name,
         "clean": accuracy(live, split.x, split.ids, split.y),
-        "worst": each[worst],
-        "by": worst,
-        "mean": sum(each.values()) / len(each),
+        "worst": worst(seen),
+        "mean": sum(seen.values()) / len(seen),
+        "unseen": worst({pair: each[pair] for pair in each if pair not in seen}),
         "passes": passes,
         "seconds": sum(float(r["seconds"]) for r in records),
         "pairs": each,
     }
 
 
+def worst(pairs: dict[str, float]) -> tuple[float, str] | None:
+    return min((right, pair) for pair, right in pairs.items()) if pairs else None
+
+
+def cell(found: tuple[float, str] | None) -> str:
+    return f"{100 * found[0]:.1f} ({found[1]})" if found else "none"
+
+
 def shown(found: list[dict[str, Any]], n: int) -> str:
-    head = "| candidate | clean | worst pair | by | mean of the pairs | passes |\n| --- | --- | --- | --- | --- | --- |\n"
+    head = "| candidate | clean | worst seen pair | mean of the seen pairs | worst pair of a stand-in | passes | seconds |\n"
+    head += "| --- | --- | --- | --- | --- | --- | --- |\n"
     body = "".join(
-        f"| {r['name']} | {100 * r['clean']:.1f} | {100 * r['worst']:.1f} | {r['by']} | {100 * r['mean']:.1f} | {r['passes']:.0f} |\n"
+        f"| {r['name']} | {100 * r['clean']:.1f} | {cell(r['worst'])} | {100 * r['mean']:.1f} | {cell(r['unseen'])} "
+        f"| {r['passes']:.0f} | {r['seconds']:.0f} |\n"
         for r in found
     )
     return f"{head}{body}\nRight answers in %, {n} development images, {len(found)} candidates looked at.\n"
@@ -78,7 +89,7 @@ def main() -> None:
         found.append(candidate(study, name, crafts, store))
         r = found[-1]
         print(
-            f"{name:32s} clean {r['clean']:.3f}  worst {r['worst']:.3f} ({r['by']})  {r['seconds']:.0f} s",
+            f"{name:32s} clean {r['clean']:.3f}  seen {cell(r['worst'])}  stand-in {cell(r['unseen'])}  {r['seconds']:.0f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from firedoor import seed
 from firedoor.craft import Craft
+from firedoor.defences.augmentation import augmentation
 from firedoor.defences.losses.mixtures import check_mixtures, mixtures
 from firedoor.errors import SpecError
 from firedoor.protocols import Batch, Split
@@ -87,6 +88,17 @@ def test_in_l2_a_mixture_is_as_long_as_the_budget() -> None:
     free = ((x_adv > 0) & (x_adv < 1)).flatten(1).all(1)
     assert bool(free.any())
     torch.testing.assert_close(threat.size(x_adv - SPLIT.x)[free], torch.full((int(free.sum()),), 0.3), atol=1e-4, rtol=0)
+
+
+def test_a_mixture_is_augmented_like_its_image() -> None:
+    """Zero padding included: what was moved in from outside is no place to attack."""
+    mix = mixtures(SOURCES, ATTACKS, DATA, "target", SPLIT, DictStore())
+    augment = augmentation("shift-flip", 3, SPLIT.ids, 0)
+    with seed.streams(0, SPLIT.ids, purpose="fit"):
+        x_adv = mix(Batch(augment(SPLIT.x), SPLIT.y, SPLIT.ids, 0, augment))
+    assert torch.equal(x_adv, augment(mixed()))
+    assert not torch.equal(x_adv, mixed())
+    assert float((x_adv - augment(SPLIT.x)).abs().max()) <= DEFAULT.eps + 1e-6
 
 
 def test_an_example_alone_gets_what_it_gets_in_company() -> None:

@@ -22,16 +22,19 @@ def mixtures(
 
     d_k is what one attack added to x on one source, for every pair of them; w is Dirichlet(1/2), the squares of normal numbers; s is the
     direction of steepest ascent in the attacks' norm (the sign for L-inf) and P the projection: every mixture is as strong as its
-    parts. With one pair in L-inf, x' is x + eps sign(d). Errors: DataError if the crafts do not cover `split`.
+    parts. With one pair in L-inf, x' is x + eps sign(d). What is mixed are the images as stored; the batch's augmentation comes after.
+    Errors: DataError if the crafts do not cover `split`.
     """
     stored = [stored_crafts(s, a, data, part, split, store) for s in sources for a in attacks]
     threat = attacks[0].threat
+    place = {name: row for row, name in enumerate(split.ids)}
 
     def mix(batch: Batch) -> Tensor:
-        added = torch.stack([batch.augment(lookup(batch.ids)) for lookup in stored], 1) - batch.x[:, None]  # (n, K, *shape)
+        x = split.x[[place[name] for name in batch.ids]]
+        added = torch.stack([lookup(batch.ids) for lookup in stored], 1) - x[:, None]  # (n, K, *shape)
         weights = seed.normal(added.flatten(2)[:, :, 0]).square()
         direction = torch.einsum("nk,nk...->n...", weights, added)
-        return threat.step(batch.x, batch.x, direction, threat.eps)
+        return batch.augment(threat.step(x, x, direction, threat.eps))
 
     return mix
 
