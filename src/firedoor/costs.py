@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from firedoor import device, spec
+from firedoor.craft import Craft
+from firedoor.defences.losses.stored import crafts_for
 from firedoor.errors import ModelRefused, SetupError
 from firedoor.protocols import Attack, Classifier, Model
 from firedoor.spec import fingerprint
@@ -40,7 +42,7 @@ def work_in(recipe: Any) -> int:
 
 
 def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], None]) -> dict[str, dict[str, float | None]]:
-    """By target: seconds and multiples of the control. Training counts teachers, members, and sources that the defence trained on.
+    """By target: seconds and multiples of the control. Training counts teachers, members, sources that the defence trained on, and their crafts.
 
     A target that raises when it is timed is told to `fail`, and has no inference figures.
     """
@@ -69,12 +71,20 @@ def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], No
 
 
 def _training(model: Model, store: FileStore) -> tuple[float, float]:
+    """Seconds, and passes over examples, of every network in `model` and of every craft that one was trained on, each once."""
     seconds = passes = 0.0
+    crafts: set[Craft] = set()
     for recipe in trainable([model]):
+        crafts.update(c for part in spec.recipes_in(recipe.fit) for c in crafts_for(part))
         made = store.peek("model", recipe.inputs())
         if made is not None:
             seconds += float(str(made[1]["seconds"]))
             passes += float(str(made[1]["passes"])) * recipe.fit.epochs * len(recipe.data.split(recipe.part))
+    for craft in crafts:
+        made = store.peek("craft", craft.inputs())
+        if made is not None:
+            seconds += float(str(made[1]["seconds"]))
+            passes += float(str(made[1]["gradients"])) * len(craft.data.split(craft.part))
     return seconds, passes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from firedoor.craft import Craft
 from firedoor.errors import DataError
 from firedoor.protocols import Attack, Dataset, Model, Split, Store
 
-__all__ = ["Lookup", "stored_crafts"]
+__all__ = ["Lookup", "crafts_for", "stored_crafts"]
 
 Lookup = Callable[[Sequence[str]], Tensor]
 """Ids of n examples to their adversarial examples (n, *shape)."""
@@ -37,3 +38,12 @@ def stored_crafts(source: Model, attack: Attack, data: Dataset, part: str, split
         return rows.float() / 255 if data.eight_bit else rows
 
     return lookup
+
+
+def crafts_for(loss: Any) -> list[Craft]:
+    """Every craft that a loss with `sources`, `attack` or `attacks`, `data` and `part` looks up; none for any other. What it costs counts."""
+    if not all(hasattr(loss, field) for field in ("sources", "data", "part")):
+        return []
+    attacks = loss.attacks if hasattr(loss, "attacks") else (loss.attack,)
+    keys = range(getattr(loss, "crafts", 1))
+    return [Craft(s, a, loss.data, loss.part, seed=key) for s in loss.sources for a in attacks for key in keys]
