@@ -103,6 +103,7 @@ def main() -> None:
     counted = held_out(matrix)
     lines += ["", f"{report['threat']['text']}, {len(matrix.y)} images; right answers in %, with 95 % intervals."]
     lines += [f"Held-out pairs that count: {len(counted)}: " + ", ".join(" x ".join(p) for p in counted) + "."]
+    lines += [f"Looks at held-out pairs: {report['provenance'].get('looks at held-out pairs', 'not counted')}."]
     if options.ours:
         ours, theirs = options.ours.split(","), options.theirs.split(",")
         gap = stats.ahead(matrix, ours, theirs, counted)

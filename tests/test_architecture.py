@@ -51,6 +51,7 @@ LAYERS = [
         "costs",
         "gallery",
         "gather",
+        "looks",
         "examination",
     },
     {"stats", "verdict", "evidence", "symptoms", "transfer_signs", "comparison_signs", "game", "report", "resampling"},

@@ -22,12 +22,14 @@ from firedoor.attacks.nulls import SignNoise
 from firedoor.cells import Answers, Diagnosis
 from firedoor.costs import costs_of, trainable, work_in
 from firedoor.craft import Craft
+from firedoor.defences.losses.stored import crafts_for
 from firedoor.engines.pool import Pool
 from firedoor.errors import AccessError, ModelRefused, SetupError, StoreError
 from firedoor.examination import examination, found_by, sign_of
 from firedoor.files import write_atomically
 from firedoor.gallery import gallery_of
 from firedoor.gather import Found, gather
+from firedoor.looks import looked
 from firedoor.matrix import Matrix
 from firedoor.models.wrapped import abstains, detects, second_view
 from firedoor.protocols import Classifier, Model, Split, Symptom
@@ -46,13 +48,14 @@ LARGEST_LOGIT = 1e9
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a study gave. symptoms and costs: by target; gallery: rows of images for the report; failed: cells that raised."""
+    """All that a study gave. symptoms and costs: by target; gallery: rows of images for the report; failed: cells that raised; looks: see `looked`."""
 
     matrix: Matrix
     symptoms: dict[str, list[Symptom]]
     costs: dict[str, dict[str, float | None]]
     gallery: list[dict[str, Any]]
     failed: dict[str, str] = field(default_factory=dict)
+    looks: str = ""
 
     def write(self, out: Path, study: Study) -> None:
         """Leave study.toml, matrix.nc, symptoms.json, costs.json, gallery.json and provenance.json in `out`. Errors: StoreError."""
@@ -61,7 +64,12 @@ class Outcome:
             write_atomically(out / "study.toml", studies.to_toml(study).encode())
             self.matrix.write(out / "matrix.nc")
             listed = {t: [vars(s) for s in found] for t, found in self.symptoms.items()}
-            files = {"symptoms": listed, "costs": self.costs, "gallery": self.gallery, "provenance": _provenance(study.precision)}
+            files = {
+                "symptoms": listed,
+                "costs": self.costs,
+                "gallery": self.gallery,
+                "provenance": _provenance(study.precision, self.looks),
+            }
             for name, value in files.items():
                 write_atomically(out / f"{name}.json", json.dumps(value, indent=1, allow_nan=False).encode())
         except OSError as error:
@@ -103,6 +111,7 @@ def carry_out(study: Study, store: FileStore, progress: Progress, workers: int =
             work = _Work(study, store, progress, pool)
             work.train([study.targets[study.control], *study.sources.values(), *study.targets.values()])
             work.refuse_at_the_door()
+            looks = looked(study, store)
             work.score("craft and score", [*work.transfer_rows(), *work.own_rows(), *work.noise_rows()])
             work.score("same defence", work.same_defence_rows())
             work.score("stolen copies", work.stolen_rows())
@@ -110,7 +119,7 @@ def carry_out(study: Study, store: FileStore, progress: Progress, workers: int =
             work.find_leaks()
             costs = costs_of(study, store, work.found.fail)
         matrix = gather(study, work.found)
-        return Outcome(matrix, symptoms, costs, gallery_of(study, matrix, store), work.found.failed)
+        return Outcome(matrix, symptoms, costs, gallery_of(study, matrix, store), work.found.failed, looks)
     finally:
         torch.set_num_threads(threads)
 
@@ -141,7 +150,7 @@ class _Work:
         recipes = trainable(models)
         missing = [r for r in recipes if not self.store.has("model", r.inputs())]
         longest = sorted(missing, key=work_in, reverse=True)
-        crafts = [c for r in longest for c in _stored(r) if not self.store.has("craft", c.inputs())]
+        crafts = [c for r in longest for c in crafts_for(r.fit.loss) if not self.store.has("craft", c.inputs())]
         self._fill("training", {r: (r,) for r in (*crafts, *longest)}, _needed)
         for i, recipe in enumerate(missing):
             if not self.store.has("model", recipe.inputs()):
@@ -375,19 +384,11 @@ class _Work:
             return Symptom(sign, type(diagnosis.test).__name__, "cap", "not_run", f"{type(error).__name__}: {error}")
 
 
-def _stored(recipe: Any) -> list[Craft]:
-    """The crafts that a training loss looks up: one for each of its sources, by each of its attacks."""
-    loss = recipe.fit.loss
-    sources = getattr(loss, "sources", ())
-    attacks = getattr(loss, "attacks", None) or ((loss.attack,) if sources else ())
-    return [Craft(s, a, loss.data, loss.part) for s in sources for a in attacks]
-
-
 def _needed(recipe: Any) -> list[Any]:
     """What must be in the store before this can be made without making it twice."""
     if isinstance(recipe, Craft):
         return trainable([recipe.source]) if recipe.source is not None else []
-    return [*trainable([recipe]), *_stored(recipe)]
+    return [*trainable([recipe]), *crafts_for(recipe.fit.loss)]
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -442,7 +443,7 @@ def _weights(live: Classifier) -> list[tuple[int, float]]:
     return [(t._version, float(t.detach().double().sum())) for t in (*live.parameters(), *live.buffers())]
 
 
-def _provenance(precision: str) -> dict[str, str]:
+def _provenance(precision: str, looks: str) -> dict[str, str]:
     import platform
 
     import firedoor
@@ -454,4 +455,4 @@ def _provenance(precision: str) -> dict[str, str]:
         "python": platform.python_version(),
         "device": str(device.current()),
         "precision": precision,
-    }
+    } | ({"looks at held-out pairs": looks} if looks else {})

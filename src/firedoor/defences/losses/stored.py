@@ -44,6 +44,6 @@ def crafts_for(loss: Any) -> list[Craft]:
     """Every craft that a loss with `sources`, `attack` or `attacks`, `data` and `part` looks up; none for any other. What it costs counts."""
     if not all(hasattr(loss, field) for field in ("sources", "data", "part")):
         return []
-    attacks = loss.attacks if hasattr(loss, "attacks") else (loss.attack,)
+    attacks = getattr(loss, "attacks", None) or ((loss.attack,) if hasattr(loss, "attack") else ())
     keys = range(getattr(loss, "crafts", 1))
     return [Craft(s, a, loss.data, loss.part, seed=key) for s in loss.sources for a in attacks for key in keys]
