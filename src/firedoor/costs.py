@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from firedoor.study import Study
 __all__ = ["costs_of", "trainable", "work_in"]
 
 TURNS = 5
+FEW = 64  # examples that a craft is timed on
 LEAST_SECONDS = 0.03  # of the control in each turn
 
 
@@ -44,13 +46,15 @@ def work_in(recipe: Any) -> int:
 def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], None]) -> dict[str, dict[str, float | None]]:
     """By target: seconds and multiples of the control. Training counts teachers, members, sources that the defence trained on, and their crafts.
 
-    A target that raises when it is timed is told to `fail`, and has no inference figures.
+    Seconds are those of the run, whatever else the machine did then. Multiples are measured in turns with the control instead: the time
+    of a batch, of either, for each pass that it makes, times the passes that the training made. A target that raises when it is timed
+    is told to `fail`, and has no inference figures.
     """
     control = study.targets[study.control]
-    own = _training(control, store)
     found: dict[str, dict[str, float | None]] = {}
+    own = _training(control, study, store)
     for name, model in study.targets.items():
-        seconds, passes = _training(model, store)
+        parts = _training(model, study, store)
         each: float | None
         multiple: float | None
         try:
@@ -61,31 +65,82 @@ def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], No
             fail(f"timing|*|{name}", error if isinstance(error, Exception) else ModelRefused("it tried to end the program"))
             each = multiple = None
         found[name] = {
-            "train_seconds": seconds,
-            "train_multiple": seconds / own[0] if own[0] else None,
-            "train_passes_multiple": passes / own[1] if own[1] else None,
+            "train_seconds": sum(p.seconds for p in parts),
+            "train_multiple": sum(p.multiple for p in parts) if own else None,
+            "train_passes_multiple": sum(p.passes for p in parts) / own[0].passes if own and own[0].passes else None,
             "inference_seconds_per_image": each,
             "inference_multiple": multiple,
         }
     return found
 
 
-def _training(model: Model, store: FileStore) -> tuple[float, float]:
-    """Seconds, and passes over examples, of every network in `model` and of every craft that one was trained on, each once."""
-    seconds = passes = 0.0
-    crafts: set[Craft] = set()
-    for recipe in trainable([model]):
-        crafts.update(c for part in spec.recipes_in(recipe.fit) for c in crafts_for(part))
-        made = store.peek("model", recipe.inputs())
-        if made is not None:
-            seconds += float(str(made[1]["seconds"]))
-            passes += float(str(made[1]["passes"])) * recipe.fit.epochs * len(recipe.data.split(recipe.part))
-    for craft in crafts:
-        made = store.peek("craft", craft.inputs())
-        if made is not None:
-            seconds += float(str(made[1]["seconds"]))
-            passes += float(str(made[1]["gradients"])) * len(craft.data.split(craft.part))
-    return seconds, passes
+@dataclass(frozen=True)
+class _Part:
+    """One training, or one craft that a training read: seconds of the run, passes over examples, time as a multiple of the control's."""
+
+    seconds: float
+    passes: float
+    multiple: float
+
+
+def _training(model: Model, study: Study, store: FileStore) -> list[_Part]:
+    """Every network in `model` that was trained and every craft that one was trained on, each once; nothing for what was not made here."""
+    control = next(iter(trainable([study.targets[study.control]])), None)
+    made = {recipe: ("model", _passes(recipe, store)) for recipe in trainable([model])}
+    crafts = dict.fromkeys(c for recipe in made for part in spec.recipes_in(recipe.fit) for c in crafts_for(part))
+    made |= {c: ("craft", float(c.attack.gradients) * len(c.data.split(c.part))) for c in crafts}
+    parts = []
+    for recipe, (kind, passes) in made.items():
+        kept = store.peek(kind, recipe.inputs())
+        if kept is not None and control is not None:
+            seconds = float(str(kept[1]["seconds"]))
+            parts.append(_Part(seconds, passes, _multiple(recipe, kind, passes, seconds, control, store)))
+    return parts
+
+
+def _passes(recipe: Any, store: FileStore) -> float:
+    kept = store.peek("model", recipe.inputs())
+    each = float(str(kept[1]["passes"])) if kept is not None else 0.0
+    return each * float(recipe.fit.epochs) * len(recipe.data.split(recipe.part))
+
+
+def _multiple(recipe: Any, kind: str, passes: float, seconds: float, control: Any, store: FileStore) -> float:
+    """What this took over what the training of the control took: measured in turns, or from the run where it cannot be done again."""
+    whole = _passes(control, store)
+    if recipe == control:
+        return 1.0
+    if kind == "model" and not (hasattr(recipe, "begin") and hasattr(recipe.fit, "pace")):
+        return seconds / float(str(store.get("model", control.inputs(), dict)[1]["seconds"]))  # type: ignore[arg-type]
+
+    def make() -> tuple[dict[str, Tensor], dict[str, object]]:
+        one = _craft_clock(recipe, store) if kind == "craft" else _training_clock(recipe, store)
+        two = _training_clock(control, store)
+        one(), two()  # the first calls build what later ones find
+        ratios = [one() / two() for _ in range(TURNS)]
+        return {"n": torch.tensor([TURNS])}, {"ratio": statistics.median(ratios)}
+
+    inputs: dict[str, object] = {"training": fingerprint(recipe), "control": fingerprint(control)}
+    return float(str(store.get("timing", inputs, make)[1]["ratio"])) * passes / whole
+
+
+def _training_clock(recipe: Any, store: FileStore) -> Callable[[], float]:
+    """Seconds of one batch, per pass over an example."""
+    step = recipe.fit.pace(recipe.begin(store), recipe.data.split(recipe.part), store, recipe.seed)
+    size = min(int(recipe.fit.batch_size), len(recipe.data.split(recipe.part)))
+
+    def clock() -> float:
+        began = time.perf_counter()
+        passes = float(step())
+        return (time.perf_counter() - began) / max(passes * size, 1e-9)
+
+    return clock
+
+
+def _craft_clock(craft: Craft, store: FileStore) -> Callable[[], float]:
+    """Seconds of crafting a few examples, per gradient of an example."""
+    few = replace(craft, start=0, stop=FEW)
+    work = max(craft.attack.gradients, 1) * min(FEW, len(craft.data.split(craft.part)))
+    return lambda: float(str(few.make(store)[1]["seconds"])) / work
 
 
 def _inference(model: Model, control: Model, study: Study, store: FileStore) -> tuple[float, float]:

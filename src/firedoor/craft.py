@@ -61,13 +61,14 @@ class Craft:
                 f"{type(self.attack).__name__} needs {self.attack.needs.name}, but the source gives {self.source.access.name}. "
                 "Attack a source that gives more, or use an attack that needs less."
             )
-        tensors, record = store.get("craft", self.inputs(), lambda: self._make(store))
+        tensors, record = store.get("craft", self.inputs(), lambda: self.make(store))
         stored = tensors["x"]
         x = stored.float() / 255 if stored.dtype == torch.uint8 else stored
         ids = self.data.split(self.part)[self.start : self.stop].ids
         return Crafted(x, tensors["home"].long(), ids, str(record["digest"]), float(str(record["seconds"])))
 
-    def _make(self, store: Store) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def make(self, store: Store) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Craft now: the examples as stored, and the seconds that the attack took. Errors: as `load`."""
         split: Split = self.data.split(self.part)[self.start : self.stop]
         model: Classifier = store.live(self.source) if self.source is not None else _no_model
         began = time.perf_counter()

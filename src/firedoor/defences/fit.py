@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from firedoor import seed as seeds
 from firedoor.defences.augmentation import Augment, choices
@@ -152,13 +153,11 @@ class Fit:
         module.requires_grad_(True)
         loop: Loop | None = None
 
-        parts = list(getattr(module, "members", None) or [module])  # joint losses call the members one by one
+        def add(passes: float) -> None:
+            if loop is not None:
+                loop.forwarded += passes
 
-        def count(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            if loop is not None and torch.is_grad_enabled():
-                loop.forwarded += len(inputs[0]) / len(parts)
-
-        hooks = [part.register_forward_hook(count) for part in parts]
+        hooks = counted(module, add)
         ranks = Ranks(self.precision, self.trackers, str(getattr(work, "folder", "")))
         ranks.track("firedoor", {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "seed": seed})
         try:
@@ -181,6 +180,32 @@ class Fit:
             work.note({"event": "end", "step": loop.step, "seconds": loop.seconds, "passes": forwarded / loop.planned})
             work.clear()
         return Training(members, forwarded / loop.planned, loop.seconds, tuple(loop.scores))
+
+    def pace(self, module: nn.Module, split: Split, store: Store, seed: int) -> Callable[[], float]:
+        """A function that takes one batch of the last epoch, as `train` would, and gives the passes per example that it took.
+
+        For timing alone: `module` changes, and nothing of it is a training's outcome. Errors: as `train`.
+        """
+        passes = 0.0
+
+        def add(more: float) -> None:
+            nonlocal passes
+            passes += more
+
+        module.requires_grad_(True).train()
+        counted(module, add)
+        loss = self.loss.start(store, split)
+        loop = Loop(self, module, split, loss, seed, Ranks(self.precision, (), ""))
+        rows = torch.arange(min(self.batch_size, len(split)))
+
+        def step() -> float:
+            nonlocal passes
+            passes, loop.step = 0.0, loop.total - 1
+            with torch.enable_grad(), seeds.forked(seed, "pace"):
+                loop.take(rows, self.epochs - 1)
+            return passes / len(rows)
+
+        return step
 
     def optimiser_for(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of all weights."""
@@ -216,3 +241,14 @@ class Fit:
 def _require(holds: bool, needed: str, got: object, do: str) -> None:
     if not holds:
         raise SpecError(f"Fit: {needed}, got {got!r}. {do}")
+
+
+def counted(module: nn.Module, add: Callable[[float], None]) -> list[RemovableHandle]:
+    """Tell `add` of every example that goes forward with a gradient; joint losses call the members one by one."""
+    parts = list(getattr(module, "members", None) or [module])
+
+    def tell(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            add(len(inputs[0]) / len(parts))
+
+    return [part.register_forward_hook(tell) for part in parts]

@@ -77,7 +77,7 @@ class Loop:
             if ordered != epoch:
                 self.module.train()
                 ordered, order = epoch, torch.from_numpy(seeds.order(len(self.split), self.seed, f"epoch {epoch}"))
-            self._take(order[self.starts[place] : self.starts[place] + self.fit.batch_size], epoch)
+            self.take(order[self.starts[place] : self.starts[place] + self.fit.batch_size], epoch)
             self.step += 1
             self.seconds = earlier + time.perf_counter() - began
             if self.step % len(self.starts) == 0:
@@ -97,7 +97,7 @@ class Loop:
             self.members.clear()
         return self.members + [state_of(self.module)] * (self.fit.cycles - len(self.members))
 
-    def _take(self, rows: Tensor, epoch: int) -> None:
+    def take(self, rows: Tensor, epoch: int) -> None:
         """One batch: its gradients, from `accumulate` parts, and a step of the optimiser."""
         fit, rate = self.fit, self.fit.rate(self.step, self.total)
         for group in self.optimiser.param_groups:

@@ -56,7 +56,7 @@ class FineTuned:
     def load(self, store: Store) -> nn.Module:
         """The live network: eval mode, parameters frozen; trained now if the store does not have it."""
         tensors, _ = store.get("model", self.inputs(), lambda: self.make(store))
-        module = self._begun(store)
+        module = self.begin(store)
         module.load_state_dict(tensors)
         return module.eval().requires_grad_(False)
 
@@ -70,12 +70,12 @@ class FineTuned:
 
     def make(self, store: Store, on_step: Callable[[int, int], None] | None = None) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Train it now: the weights, and the seconds and passes it took, without those of the start."""
-        module, work = self._begun(store), store.unfinished("model", self.inputs())
+        module, work = self.begin(store), store.unfinished("model", self.inputs())
         training = self.fit.train(module, self.data.split(self.part), store, self.seed, work, on_step)
         return training.members[-1], training.record
 
-    def _begun(self, store: Store) -> nn.Module:
-        """A copy of the start."""
+    def begin(self, store: Store) -> nn.Module:
+        """A copy of the start, before the first batch."""
         live = self.start.load(store)
         if not isinstance(live, nn.Module):
             raise ModelRefused(f"FineTuned needs a start with weights, got {type(live).__name__}. Name a network.")

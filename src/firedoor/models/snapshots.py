@@ -54,12 +54,16 @@ class Snapshots:
         """All that the weights depend on."""
         return {"model": to_dict(self, digests=True)}
 
+    def begin(self, store: Store) -> nn.Module:
+        """The network before its first batch."""
+        return device.placed(self._build())
+
     def _build(self) -> nn.Module:
         with seed.forked(self.seed, "weights"):
             return self.architecture.build(self.data.shape, len(self.data.classes))
 
     def _train(self, store: Store) -> tuple[dict[str, Tensor], dict[str, object]]:
         work = store.unfinished("model", self.inputs())
-        training = self.fit.train(device.placed(self._build()), self.data.split(self.part), store, self.seed, work)
+        training = self.fit.train(self.begin(store), self.data.split(self.part), store, self.seed, work)
         weights = {f"members.{i}.{k}": v for i, member in enumerate(training.members) for k, v in member.items()}
         return weights, training.record

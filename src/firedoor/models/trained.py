@@ -58,9 +58,13 @@ class Trained:
 
     def make(self, store: Store, on_step: Callable[[int, int], None] | None = None) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Train it now: the weights, and the seconds and passes it took. `on_step(done, steps)` follows each batch."""
-        module, work = device.placed(self._build()), store.unfinished("model", self.inputs())
+        module, work = self.begin(store), store.unfinished("model", self.inputs())
         training = self.fit.train(module, self.data.split(self.part), store, self.seed, work, on_step)
         return training.members[-1], training.record
+
+    def begin(self, store: Store) -> nn.Module:
+        """The network before its first batch."""
+        return device.placed(self._build())
 
     def _build(self) -> nn.Module:
         with seed.forked(self.seed, "weights"):
