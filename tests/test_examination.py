@@ -91,6 +91,9 @@ def test_plan_says_what_the_tests_cost(study: Study, tmp_path: Path) -> None:
     found = plan(study, str(tmp_path))
     assert set(found["audit"]) == set(study.targets)
     assert all(0 < times <= 2 for times in found["audit"].values())
+    s3 = sum(row["seconds"] for row in found["rows"] if "S3" in row["work"])
+    assert found["seconds_without_s3"] == pytest.approx(found["seconds"] - s3)
+    assert s3 > 0
 
 
 def test_a_full_audit_runs_all_that_robust_needs(study: Study) -> None:

@@ -116,7 +116,8 @@ def plan(
     table = Table("work", "to do", "cached", "estimated time", title="Plan")
     for row in found["rows"]:
         table.add_row(row["work"], str(row["to_do"]), str(row["cached"]), _duration(row["seconds"]))
-    table.add_row("all", "", "", _duration(found["seconds"]), style="bold")
+    table.add_row("all, without rung S3", "", "", _duration(found["seconds_without_s3"]), style="bold")
+    table.add_row("all, at most", "", "", _duration(found["seconds"]), style="bold")
     _console().print(table)
     most = max(found["audit"].values())
     audit = f"The tests for false security take at most {most:.1f} times the passes of a target's own white-box row. "

@@ -38,7 +38,12 @@ def plan(study: Study, store: str, workers: int = 1) -> dict[str, Any]:
         torch.set_num_threads(threads)
     for row in found["rows"]:
         row["seconds"] /= workers
-    return {**found, "seconds": found["seconds"] / workers, "workers": workers}
+    return {
+        **found,
+        "seconds": found["seconds"] / workers,
+        "seconds_without_s3": found["seconds_without_s3"] / workers,
+        "workers": workers,
+    }
 
 
 def _plan(study: Study, store: str) -> dict[str, Any]:
@@ -71,6 +76,7 @@ def _plan(study: Study, store: str) -> dict[str, Any]:
         "study": study.name,
         "rows": rows,
         "seconds": sum(r["seconds"] for r in rows),
+        "seconds_without_s3": sum(r["seconds"] for r in rows if "S3" not in r["work"]),
         "bytes": crafted * split.x[0].numel() * study.shard + weights,
         "audit": {t: passes_of(examination(study, t), len(split)) / S5_ROW for t in study.targets},
         "note": "Rung S3 is run only for targets that the rungs below leave standing. A probe of one batch is no measurement.",
