@@ -16,8 +16,8 @@ from firedoor.defences.losses.clean import CrossEntropy
 from firedoor.defences.losses.firebreak import Firebreak
 from firedoor.defences.losses.mixtures import mixtures
 from firedoor.defences.losses.pubdef import PubDef
+from firedoor.defences.losses.stored import crafts_for
 from firedoor.errors import SpecError
-from firedoor.pipeline import _stored
 from firedoor.protocols import Batch
 
 DATA = Toy()
@@ -69,11 +69,8 @@ def test_all_clean_is_plain_training() -> None:
 
 
 def test_a_run_makes_the_craft_of_every_pair_beforehand_and_once() -> None:
-    class Recipe:
-        fit = Fit(loss=made())
-
     store = DictStore()
-    crafts = _stored(Recipe())
+    crafts = crafts_for(made())
     assert [(c.source, c.attack) for c in crafts] == [(s, a) for s in SOURCES for a in ATTACKS]
     for craft in crafts:
         craft.load(store)
