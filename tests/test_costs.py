@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from firedoor import costs
 from firedoor.costs import costs_of
+from firedoor.errors import ModelRefused
 from firedoor.store import FileStore
 from firedoor.study import Study, from_table
 
@@ -100,6 +102,20 @@ def test_a_step_of_pace_makes_the_passes_of_a_training(made: tuple[Study, FileSt
     recipe: Any = study.targets["pgd_at"]
     step = recipe.fit.pace(recipe.begin(store), recipe.data.split("target"), store, recipe.seed)
     assert [step(), step()] == [4, 4]
+
+
+def test_a_training_that_cannot_be_timed_keeps_the_time_of_the_run(
+    made: tuple[Study, FileStore, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, store, _ = made
+    recipe: Any = study.targets["further"]
+
+    def breaks(recipe: Any, store: FileStore) -> Any:
+        raise ModelRefused("training needs a finite loss")
+
+    monkeypatch.setattr(costs, "_training_clock", breaks)
+    other = replace(recipe.fit, lr=recipe.fit.lr / 2)
+    assert costs._multiple(replace(recipe, fit=other), "model", 1.0, 3.0, study.targets["undefended"], store) > 0
 
 
 def test_what_was_not_made_costs_nothing_yet(tmp_path: Path) -> None:

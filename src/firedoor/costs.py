@@ -106,11 +106,12 @@ def _passes(recipe: Any, store: FileStore) -> float:
 
 def _multiple(recipe: Any, kind: str, passes: float, seconds: float, control: Any, store: FileStore) -> float:
     """What this took over what the training of the control took: measured in turns, or from the run where it cannot be done again."""
-    whole = _passes(control, store)
+    whole, kept = _passes(control, store), store.peek("model", control.inputs())
     if recipe == control:
         return 1.0
-    if kind == "model" and not (hasattr(recipe, "begin") and hasattr(recipe.fit, "pace")):
-        return seconds / float(str(store.get("model", control.inputs(), dict)[1]["seconds"]))  # type: ignore[arg-type]
+    from_run = seconds / max(float(str(kept[1]["seconds"])), 1e-9) if kept is not None else 0.0
+    if not whole or (kind == "model" and not (hasattr(recipe, "begin") and hasattr(recipe.fit, "pace"))):
+        return from_run
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
         one = _craft_clock(recipe, store) if kind == "craft" else _training_clock(recipe, store)
@@ -120,7 +121,12 @@ def _multiple(recipe: Any, kind: str, passes: float, seconds: float, control: An
         return {"n": torch.tensor([TURNS])}, {"ratio": statistics.median(ratios)}
 
     inputs: dict[str, object] = {"training": fingerprint(recipe), "control": fingerprint(control)}
-    return float(str(store.get("timing", inputs, make)[1]["ratio"])) * passes / whole
+    try:
+        return float(str(store.get("timing", inputs, make)[1]["ratio"])) * passes / whole
+    except SetupError:
+        raise
+    except Exception:  # a first batch at the last rate may break a loss: no reason to lose the run
+        return from_run
 
 
 def _training_clock(recipe: Any, store: FileStore) -> Callable[[], float]:

@@ -28,9 +28,10 @@ def looked(study: Study, store: FileStore) -> str:
         found = {line["model"] for line in known if line["images"] == images}
         with page.open("a", encoding="utf-8") as file:
             for name, model in study.targets.items():
-                if fingerprint(model) not in found:
-                    found.add(fingerprint(model))
-                    line = {"time": round(time.time()), "images": images, "name": name, "model": fingerprint(model)}
+                key = fingerprint(model)
+                if key not in found:
+                    found.add(key)
+                    line = {"time": round(time.time()), "images": images, "name": name, "model": key}
                     file.write(json.dumps(line) + "\n")
     except OSError as error:
         raise StoreError(f"{page} cannot be read or written ({error.strerror}). Free space, or give another --store.") from None
