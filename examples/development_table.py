@@ -1,9 +1,11 @@
-"""Candidates on development images: python examples/development_table.py STUDY --store STORE [--only NAME,...] [--json FILE] [--page FILE NAME]
+"""Candidates on development images: python examples/development_table.py STUDY --store STORE [--only NAME,...] [--set A.B=VALUE] [--json FILE] [--page FILE NAME]
 
 Trains the targets of a study, one after the other, and lets each answer what the study's sources and attacks make of the development
 images. Evaluation images are never read, so that candidates may be chosen by this table. Sources that the study does not name in `seen`
 stand in for those that a later study holds out: no candidate trains on them. The price is what a training took, of all networks of a
 candidate but the sources: passes forward and backward per training image, and seconds; the crafts of the sources are made once, for all.
+What candidates train on names its own threat in the study file, so --set 'threat.eps="4/255"' or --set threat.targeted=true changes what
+they are asked, and nothing else.
 """
 
 from __future__ import annotations
@@ -74,10 +76,13 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--store", required=True)
     parser.add_argument("--only", default="", help="names of targets, with commas between them")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of the study, such as threat.eps"
+    )
     parser.add_argument("--json", help="file to write, with every pair")
     parser.add_argument("--page", nargs=2, help="page and block to renew")
     asked = parser.parse_args()
-    study, store = studies.load(asked.study), FileStore(asked.store)
+    study, store = studies.load(asked.study, tuple(asked.set)), FileStore(asked.store)
     n = len(study.data.split("development"))
     crafts = {
         f"{s}, {a}": store.craft(Craft(source, attack, study.data, "development", 0, n, study.seed, study.precision)).x
