@@ -8,16 +8,20 @@ evaluation images nor any source, so that it may be run before anything held out
 from __future__ import annotations
 
 import argparse
-
-import torch
+from dataclasses import replace
 
 from firedoor import study as studies
+from firedoor.craft import predict
 from firedoor.defences.wrappers.gate import Gate
 from firedoor.models.wrapped import Wrapped
+from firedoor.protocols import Model, Split
 from firedoor.store import FileStore
 
 THRESHOLDS = [t / 4 for t in range(-8, 13)]
-BATCH = 250
+
+
+def right(model: Model, split: Split, store: FileStore) -> float:
+    return float((predict(model.load(store), split.x, split.ids, 0) == split.y).float().mean())
 
 
 def main() -> None:
@@ -32,25 +36,12 @@ def main() -> None:
         target = study.targets[name]
         if not (isinstance(target, Wrapped) and isinstance(target.wrapper, Gate)):
             continue
-        calm, alert, alarm = (store.live(m) for m in (target.model, target.wrapper.hardened, target.wrapper.alarm))
-        with torch.no_grad():
-            said = [(calm(x).log_softmax(1), alert(x).log_softmax(1), alarm(x)[:, :1]) for x in split.x.split(BATCH)]
-        quiet, loud, rung = (torch.cat(part) for part in zip(*said, strict=True))
-        alone = right(quiet, split.y)
-        at = {t: right(answer(quiet, loud, rung - t), split.y) for t in THRESHOLDS}
+        alone = right(target.model, split, store)
+        gates = {t: replace(target, wrapper=replace(target.wrapper, threshold=t)) for t in THRESHOLDS}
+        at = {t: right(gate, split, store) for t, gate in gates.items()}
         kept = [t for t in THRESHOLDS if at[t] >= alone]
         print(f"{name}: threshold {min(kept) if kept else 'none'}; clean {100 * alone:.1f} % without the gate, by threshold:")
         print("  " + ", ".join(f"{t:g}: {100 * share:.1f}" for t, share in at.items()))
-
-
-def answer(calm: torch.Tensor, alert: torch.Tensor, alarm: torch.Tensor) -> torch.Tensor:
-    """Probabilities (n, k) of the gate: those of `calm`, and of `alert` as far as the alarm says."""
-    share = alarm.sigmoid()
-    return (1 - share) * calm.exp() + share * alert.exp()
-
-
-def right(scores: torch.Tensor, y: torch.Tensor) -> float:
-    return float((scores.argmax(1) == y).float().mean())
 
 
 if __name__ == "__main__":
