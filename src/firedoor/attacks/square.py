@@ -31,7 +31,7 @@ class Square:
     Each example has squares of its own; their share of the image starts at `p` and is halved on the published schedule, scaled to
     `queries`. L-inf: a square sets each channel to +-eps. L2 and L1: it takes the budget of a second square and all that is unspent,
     as a bump with two halves of opposite sign. Exactly `queries` forward passes per example, the first one included, and no early
-    stop: an example that is fooled goes on. Vectors (n, d) are images of one row, so that squares are intervals. A margin that is
+    stop: an example that is fooled goes on. What raises the margin by no more than rounding is not kept. Vectors (n, d) are images of one row, so that squares are intervals. A margin that is
     not finite is never an improvement.
     Errors: SpecError for the fields and for L0; DataError, naming the example, for x and y; ModelRefused for logits of a wrong shape.
 
@@ -77,16 +77,18 @@ class Square:
         sign, largest = -1.0 if self.threat.targeted else 1.0, int(y.max())
         propose = _square if self.threat.norm == "Linf" else _bump
 
-        def margin(at: Tensor) -> Tensor:
+        def margin(at: Tensor) -> tuple[Tensor, Tensor]:
+            """And how far rounding may move it: a square that changes nothing is not kept or dropped by the size of its batch."""
             logits = model(at.reshape(shape).clone())
             check_logits(logits, len(at), largest)
-            return torch.nan_to_num(sign * losses.margin(logits, y), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+            rounding = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).nan_to_num(0, 0, 0)
+            return torch.nan_to_num(sign * losses.margin(logits, y), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf), rounding
 
-        reached = margin(x_best)
+        reached, _ = margin(x_best)
         for i, numbers in enumerate(_draws(x, self.queries - 1)):
             x_new = propose(x, x_best, self.threat, numbers, self._share(i))
-            now = margin(x_new)
-            better = now > reached
+            now, rounding = margin(x_new)
+            better = now - rounding > reached
             reached = torch.where(better, now, reached)
             x_best = torch.where(better.view(-1, 1, 1, 1), x_new, x_best)
         return x_best
