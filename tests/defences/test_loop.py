@@ -193,6 +193,30 @@ def test_early_stopping_gives_the_best_epoch_and_stops(tmp_path: Path) -> None:
     assert len(training.scores) - 1 - training.scores.index(best) <= 2, "no more than two looks without a better one"
 
 
+def test_a_training_that_had_stopped_early_is_not_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be killed between its last look and its outcome; going on past the stop would give other weights."""
+    data = Digits(Splits(train=200, development=100, evaluation=20))
+    source = Trained(MLP(), data, Fit(epochs=3, lr=0.05), seed=1)
+    stopping = EarlyStopping((source,), PGD(Linf(20 / 255), steps=2), data, patience=1)
+    fit = Fit(epochs=12, batch_size=16, lr=0.3, early_stopping=stopping, checkpoint_seconds=0)
+    store = FileStore(tmp_path)
+
+    def run(name: str) -> Any:
+        with seeds.forked(3, "weights"):
+            module = MLP().build(data.shape, 10)
+        return fit.train(module, data.split("target"), store, 0, store.unfinished("model", {"fit": name}))
+
+    calm = run("calm")
+    assert len(calm.scores) < 12, "it was to stop early"
+    with monkeypatch.context() as patch:
+        patch.setattr("firedoor.defences.loop.Loop.outcome", lambda loop: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run("killed")
+    again = run("killed")
+    assert again.scores == calm.scores
+    assert all(torch.equal(again.members[0][k], calm.members[0][k]) for k in calm.members[0])
+
+
 def test_two_ways_to_choose_the_weights_are_refused() -> None:
     with pytest.raises(SpecError, match="only one of average_from, ema"):
         Fit(average_from=0.5, ema=0.9)
@@ -201,6 +225,19 @@ def test_two_ways_to_choose_the_weights_are_refused() -> None:
 def test_what_is_carried_from_batch_to_batch_needs_whole_batches() -> None:
     with pytest.raises(SpecError, match="needs whole batches, got accumulate = 2"):
         Fit(loss=Free(DEFAULT), epochs=1, accumulate=2).train(net(), SPLIT, None, 0)  # type: ignore[arg-type]
+
+
+def test_a_part_of_one_example_is_refused_where_its_statistics_are_needed() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3))
+    with pytest.raises(SpecError, match="need 2 examples, got 1: a batch of 4 comes in 4 parts on 1 processes"):
+        Fit(epochs=1, batch_size=4, accumulate=4).train(module, SPLIT, None, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.log_with")
+@pytest.mark.parametrize("name", ["swanlab", "no such tracker"])
+def test_a_tracker_that_is_not_there_is_refused_and_not_ignored(name: str) -> None:
+    with pytest.raises(SetupError, match=f"training .*{name}.* [Ii]nstall"):
+        Fit(epochs=1, trackers=(name,)).train(net(), SPLIT, None, 0)  # type: ignore[arg-type]
 
 
 def test_a_precision_that_is_not_there_is_refused_with_what_to_do() -> None:
@@ -247,16 +284,30 @@ def test_kill_9_at_20_random_steps(tmp_path: Path) -> None:
     assert same == 20, f"{same} of 20 had equal bits"
 
 
+def processes(count: int, what: str, folder: Path) -> list[dict[str, Tensor]]:
+    """What each of so many processes ends with."""
+    folder.mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    script = Path(__file__).with_name("several_processes.py")
+    assert subprocess.run([*launch, str(script), what, str(folder)], check=False).returncode == 0
+    return [safetensors.torch.load_file(folder / f"rank{i}") for i in range(count)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("two_processes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    for count in (1, 2):
-        (tmp_path / str(count)).mkdir()
-        assert subprocess.run([*launch, str(count), str(script), str(tmp_path / str(count))], check=False).returncode == 0
-    one, first, second = (safetensors.torch.load_file(tmp_path / at) for at in ("1/rank0", "2/rank0", "2/rank1"))
+    (one,), (first, second) = (processes(n, "plain", tmp_path / str(n)) for n in (1, 2))
     for name in one:
         assert torch.equal(first[name], second[name]), f"{name} differs between the two processes"
         assert torch.allclose(one[name], first[name], rtol=0, atol=1e-5), name
     assert not torch.equal(one["1.weight"], safetensors.torch.load_file(tmp_path / "1/start")["1.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_processes_agree_on_averages_and_on_a_batch_that_leaves_one_without_a_share(tmp_path: Path) -> None:
+    first, *others = processes(3, "averaged", tmp_path / "3")
+    assert len(others) == 2
+    for other in others:
+        for name in first:
+            assert torch.equal(first[name], other[name]), f"{name} differs between processes"

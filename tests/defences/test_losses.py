@@ -541,8 +541,8 @@ class Collapse:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"average_from": 0.9}, {"schedule": "cosine-cycles", "cycles": 3}, {"average_from": 0.25}],
-    ids=["plain", "average to come", "cycles", "average begun"],
+    [{}, {"average_from": 0.9}, {"schedule": "cosine-cycles", "cycles": 3}, {"ema": 0.9}, {"average_from": 0.25}],
+    ids=["plain", "average to come", "cycles", "moving average", "average begun"],
 )
 def test_a_collapse_ends_the_training_with_the_best_weights(more: dict[str, Any]) -> None:
     loss, after, module = Collapse(4), [], net(DATA)

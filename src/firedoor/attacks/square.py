@@ -81,7 +81,8 @@ class Square:
             """And how far rounding may move it: a square that changes nothing is not kept or dropped by the size of its batch."""
             logits = model(at.reshape(shape).clone())
             check_logits(logits, len(at), largest)
-            rounding = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).nan_to_num(0, 0, 0)
+            least = torch.finfo(torch.float64 if logits.dtype == torch.float64 else torch.float32).eps
+            rounding = 32 * least * logits.abs().amax(1).nan_to_num(0, 0, 0)
             return torch.nan_to_num(sign * losses.margin(logits, y), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf), rounding
 
         reached, _ = margin(x_best)

@@ -63,7 +63,7 @@ class Loop:
         self.members: list[dict[str, Tensor]] = []
         self.best: dict[str, Tensor] = {}
         self.scores: list[float] = []
-        self.stopped = False
+        self.stopped = self.undone = False  # undone: by the loss, which put earlier weights back
         self._losses: list[float] = []
 
     def run(
@@ -84,7 +84,8 @@ class Loop:
                 self._epoch_end(epoch, work, score)
             if on_step is not None and not self.stopped:
                 on_step(self.step, self.total)
-            if work is not None and time.perf_counter() - saved >= self.fit.checkpoint_seconds and self.step < self.total:
+            going_on = not self.stopped and self.step < self.total
+            if work is not None and going_on and time.perf_counter() - saved >= self.fit.checkpoint_seconds:
                 self.save(work)
                 saved = time.perf_counter()
 
@@ -92,7 +93,7 @@ class Loop:
         """The states that the training gave: one per cycle, the average, the best, or the last."""
         if self.fit.early_stopping is not None and self.best:
             self.module.load_state_dict(self.best)
-        elif self.average.count:
+        elif self.average.count and not (self.undone and self.fit.ema is not None):  # that average holds the steps that were undone
             self.module.load_state_dict(self.average.state(self.module))
             self.members.clear()
         return self.members + [state_of(self.module)] * (self.fit.cycles - len(self.members))
@@ -114,14 +115,23 @@ class Loop:
             self.optimiser.step()
             self._losses.append(value)
         if fit.ema is not None:
+            self.ranks.agree(self.module)
             self.average.add(self.module)
 
     def _backward(self, rows: Tensor, share: float, epoch: int, rate: float) -> float:
         split, ids = self.split, [self.split.ids[int(i)] for i in rows]
         augment = augmentation(self.fit.augment, self.seed, ids, epoch)
         batch = Batch(augment(split.x[rows]), split.y[rows].to(device.current()), ids, epoch, augment)
-        with seeds.streams(self.seed, ids, draw=epoch, purpose="fit"), self.ranks.autocast():
-            value = self.loss(self.module, batch)
+        try:
+            with seeds.streams(self.seed, ids, draw=epoch, purpose="fit"), self.ranks.autocast():
+                value = self.loss(self.module, batch)
+        except ValueError as error:
+            if len(rows) > 1:
+                raise
+            raise SpecError(
+                f"Fit: batch statistics need 2 examples, got 1: a batch of {self.fit.batch_size} comes in {self.fit.accumulate} parts on "
+                f"{self.ranks.size} processes ({error}). Use a larger batch_size, or fewer parts."
+            ) from error
         found = float(value.detach())
         if not math.isfinite(found):
             raise ModelRefused(
@@ -135,7 +145,7 @@ class Loop:
         fit = self.fit
         self.ranks.agree(self.module)
         if isinstance(self.loss, Watching):
-            self.stopped = self.loss.epoch_end(self.module, epoch)
+            self.stopped = self.undone = self.loss.epoch_end(self.module, epoch)
         if not self.stopped:
             if fit.average_from is not None and epoch + 1 >= fit.average_from * fit.epochs:
                 self.average.add(self.module)

@@ -51,6 +51,11 @@ class Ranks:
                 f"training cannot use precision {precision!r} with trackers {list(trackers)} here ({error}). "
                 "Use precision 'exact', or install the tracker."
             ) from None
+        missing = {*trackers} - {"all"} - {str(getattr(t, "value", t)) for t in self.accelerator.log_with}
+        if missing:
+            raise SetupError(
+                f"training needs the tracker {' and '.join(sorted(missing))}, which is not installed. Install it, or leave it out."
+            )
         if self.size > 1:
             atexit.unregister(_leave)
             atexit.register(_leave)
@@ -83,13 +88,23 @@ class Ranks:
 
     def sum_gradients(self, module: nn.Module) -> None:
         """Every process then has the gradients of the whole batch."""
-        if self.size > 1:
-            self._together([p.grad for p in module.parameters() if p.grad is not None], "sum")
+        if self.size == 1:
+            return
+        weights = list(module.parameters())
+        some = torch.tensor([float(p.grad is not None) for p in weights], device=device.current())
+        for p, count in zip(weights, self.accelerator.reduce(some, "sum"), strict=True):
+            if count and p.grad is None:  # a process whose share of a last batch is empty
+                p.grad = torch.zeros_like(p)
+        self._together([p.grad for p in weights if p.grad is not None], "sum")
 
     def agree(self, module: nn.Module) -> None:
-        """Buffers, which every process counted from its own share, become their mean."""
+        """Buffers, which every process counted from its own share, become their mean; counters those of the first process."""
         if self.size > 1:
+            from accelerate.utils import broadcast
+
             self._together([b for b in module.buffers() if b.is_floating_point()], "mean")
+            for counter in (b for b in module.buffers() if not b.is_floating_point()):
+                counter.copy_(broadcast(counter.clone()))
 
     def total(self, value: float) -> float:
         """A number summed over the processes."""
