@@ -32,6 +32,7 @@ LAYERS = [
         "craft",
         "files",
         "device",
+        "memory",
         "intervals",
         "expectation",
         "members",

@@ -13,6 +13,7 @@ import torch
 from firedoor import costs
 from firedoor.costs import costs_of
 from firedoor.errors import ModelRefused
+from firedoor.memory import Held
 from firedoor.store import FileStore
 from firedoor.study import Study, from_table
 
@@ -85,6 +86,37 @@ def test_multiples_are_measured_once_and_the_control_is_one(made: tuple[Study, F
     assert found["pair"]["train_multiple"] == pytest.approx(1 + found["pubdef"]["train_multiple"])
     again = costs_of(study, FileStore(store.root), lambda cell, error: None)
     assert {n: row["train_multiple"] for n, row in again.items()} == {n: row["train_multiple"] for n, row in found.items()}
+
+
+def test_memory_counts_what_is_held_at_once() -> None:
+    held = Held()
+    before = torch.zeros(1000)  # 4,000 bytes that were there
+    with held:
+        for _ in range(5):
+            a = before + 1  # one alive, and the next
+        b = a.view(10, 100)  # no memory of its own
+        b.add_(1)
+        before.mul_(2)
+    assert (held.now, held.most) == (4000, 8000)
+    with held:
+        a.add_(1)
+        c = torch.cat((a, a))
+    assert (held.now, held.most) == (12000, 12000)
+    del a, b, c
+    assert held.now == 0
+
+
+def test_the_memory_of_a_training_holds_weights_gradients_momentum_and_what_the_loss_needs(
+    made: tuple[Study, FileStore, dict[str, Any]],
+) -> None:
+    study, store, found = made
+    weights = 4 * sum(p.numel() for p in store.live(study.targets["undefended"]).parameters())
+    plain, pair = found["undefended"], found["pair"]
+    assert 3 * weights < plain["train_memory_bytes"] < 4 * weights + 4 * 128 * 64 * 10
+    assert pair["train_memory_bytes"] == max(plain["train_memory_bytes"], found["pubdef"]["train_memory_bytes"])
+    assert weights < plain["inference_memory_bytes"] < pair["inference_memory_bytes"] < 3 * plain["inference_memory_bytes"]
+    again = costs_of(study, FileStore(store.root), lambda cell, error: None)
+    assert again["pgd_at"]["train_memory_bytes"] == found["pgd_at"]["train_memory_bytes"] >= plain["train_memory_bytes"]
 
 
 def test_timing_leaves_the_stored_network_as_it_is(made: tuple[Study, FileStore, dict[str, Any]]) -> None:

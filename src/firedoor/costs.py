@@ -15,6 +15,7 @@ from firedoor import device, spec
 from firedoor.craft import Craft
 from firedoor.defences.losses.stored import crafts_for
 from firedoor.errors import ModelRefused, SetupError
+from firedoor.memory import Held
 from firedoor.protocols import Attack, Classifier, Model
 from firedoor.spec import fingerprint
 from firedoor.store import FileStore
@@ -24,6 +25,7 @@ __all__ = ["costs_of", "trainable", "work_in"]
 
 TURNS = 5
 FEW = 64  # examples that a craft is timed on
+ASKED = 250  # images that are answered at once
 LEAST_SECONDS = 0.03  # of the control in each turn
 
 
@@ -47,8 +49,9 @@ def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], No
     """By target: seconds and multiples of the control. Training counts teachers, members, sources that the defence trained on, and their crafts.
 
     Seconds are those of the run, whatever else the machine did then. Multiples are measured in turns with the control instead: the time
-    of a batch, of either, for each pass that it makes, times the passes that the training made. A target that raises when it is timed
-    is told to `fail`, and has no inference figures.
+    of a batch, of either, for each pass that it makes, times the passes that the training made. Bytes are the most that the tensors of
+    one batch's training hold at once, weights, gradients and optimiser included and stored images not, of the largest training that a
+    target needs; and of answering 250 images. A target that raises when it is timed is told to `fail`, and has no inference figures.
     """
     control = study.targets[study.control]
     found: dict[str, dict[str, float | None]] = {}
@@ -57,30 +60,35 @@ def costs_of(study: Study, store: FileStore, fail: Callable[[str, Exception], No
         parts = _training(model, study, store)
         each: float | None
         multiple: float | None
+        answering: float | None
         try:
             each, multiple = _inference(model, control, study, store)
+            answering = _answering_bytes(model, study, store)
         except SetupError:
             raise
         except (Exception, SystemExit) as error:
             fail(f"timing|*|{name}", error if isinstance(error, Exception) else ModelRefused("it tried to end the program"))
-            each = multiple = None
+            each = multiple = answering = None
         found[name] = {
             "train_seconds": sum(p.seconds for p in parts),
             "train_multiple": sum(p.multiple for p in parts) if own else None,
             "train_passes_multiple": sum(p.passes for p in parts) / own[0].passes if own and own[0].passes else None,
             "inference_seconds_per_image": each,
             "inference_multiple": multiple,
+            "train_memory_bytes": max((p.memory for p in parts if p.memory is not None), default=None),
+            "inference_memory_bytes": answering,
         }
     return found
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One training, or one craft that a training read: seconds of the run, passes over examples, time as a multiple of the control's."""
+    """One training, or one craft that a training read: seconds of the run, passes over examples, time as a multiple of the control's, bytes."""
 
     seconds: float
     passes: float
     multiple: float
+    memory: float | None
 
 
 def _training(model: Model, study: Study, store: FileStore) -> list[_Part]:
@@ -94,7 +102,8 @@ def _training(model: Model, study: Study, store: FileStore) -> list[_Part]:
         kept = store.peek(kind, recipe.inputs())
         if kept is not None and control is not None:
             seconds = float(str(kept[1]["seconds"]))
-            parts.append(_Part(seconds, passes, _multiple(recipe, kind, passes, seconds, control, store)))
+            multiple = _multiple(recipe, kind, passes, seconds, control, store)
+            parts.append(_Part(seconds, passes, multiple, _training_bytes(recipe, store) if kind == "model" else None))
     return parts
 
 
@@ -110,7 +119,7 @@ def _multiple(recipe: Any, kind: str, passes: float, seconds: float, control: An
     if recipe == control:
         return 1.0
     from_run = seconds / max(float(str(kept[1]["seconds"])), 1e-9) if kept is not None else 0.0
-    if not whole or (kind == "model" and not (hasattr(recipe, "begin") and hasattr(recipe.fit, "pace"))):
+    if not whole or (kind == "model" and not _paced(recipe)):
         return from_run
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -127,6 +136,46 @@ def _multiple(recipe: Any, kind: str, passes: float, seconds: float, control: An
         raise
     except Exception:  # a first batch at the last rate may break a loss: no reason to lose the run
         return from_run
+
+
+def _paced(recipe: Any) -> bool:
+    return hasattr(recipe, "begin") and hasattr(recipe.fit, "pace")
+
+
+def _training_bytes(recipe: Any, store: FileStore) -> float | None:
+    """Bytes that the first two batches of a training hold at once; None where they cannot be taken again."""
+    if not _paced(recipe):
+        return None
+
+    def make() -> tuple[dict[str, Tensor], dict[str, object]]:
+        held = Held()
+        with held:
+            module = recipe.begin(store)
+        step = recipe.fit.pace(module, recipe.data.split(recipe.part), store, recipe.seed)
+        with held:
+            step()
+            step()
+        return {"n": torch.tensor([2])}, {"bytes": held.most}
+
+    try:
+        return float(str(store.get("memory", {"training": fingerprint(recipe)}, make)[1]["bytes"]))
+    except SetupError:
+        raise
+    except Exception:  # as for its time: no reason to lose the run
+        return None
+
+
+def _answering_bytes(model: Model, study: Study, store: FileStore) -> float:
+    """Bytes that a model holds at once from being loaded to having answered."""
+
+    def make() -> tuple[dict[str, Tensor], dict[str, object]]:
+        held, x = Held(), study.images.x[:ASKED].to(device.current())
+        with held, torch.no_grad():
+            model.load(store)(x)
+        return {"n": torch.tensor([len(x)])}, {"bytes": held.most}
+
+    inputs: dict[str, object] = {"model": fingerprint(model), "data": study.data.digest()}
+    return float(str(store.get("memory", inputs, make)[1]["bytes"]))
 
 
 def _training_clock(recipe: Any, store: FileStore) -> Callable[[], float]:
@@ -154,7 +203,7 @@ def _inference(model: Model, control: Model, study: Study, store: FileStore) -> 
     inputs: dict[str, object] = {"model": fingerprint(model), "control": fingerprint(control), "data": study.data.digest()}
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
-        x = study.images.x[:250].to(device.current())
+        x = study.images.x[:ASKED].to(device.current())
         one, two = store.live(model), store.live(control)
         calls = max(1, round(LEAST_SECONDS / max(_timed(two, x, 1), 1e-6)))
         pairs = [(_timed(one, x, calls), _timed(two, x, calls)) for _ in range(TURNS)]

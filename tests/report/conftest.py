@@ -232,6 +232,8 @@ def make_summary(hostile: tuple[str, ...] = HOSTILE) -> dict[str, Any]:
                 "train_multiple": None if i == 5 else 1.0 if i == 0 else round(1 + 14 * strength * draw.random(), 2),
                 "inference_multiple": 1.0 if i < 6 else 3.1,
                 "train_seconds": 31.5,
+                "train_memory_bytes": 41.2e6,
+                "inference_memory_bytes": None if i == 5 else 9.6e6,
                 "train_passes_multiple": 11.0,
                 "inference_passes_multiple": 1.0,
                 "stochastic": i in (14, 15),

@@ -26,6 +26,8 @@ COLUMNS = (
     ("naive white box", "naive_white_box_accuracy"),
     ("train cost", "train_multiple"),
     ("inference cost", "inference_multiple"),
+    ("train memory", "train_memory"),
+    ("inference memory", "inference_memory"),
 )
 
 

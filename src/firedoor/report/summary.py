@@ -114,6 +114,8 @@ def _target(matrix: Matrix, target: str, live: list[Symptom], cost: dict[str, An
         "train_seconds": cost.get("train_seconds"),
         "train_passes_multiple": cost.get("train_passes_multiple"),
         "inference_seconds_per_image": cost.get("inference_seconds_per_image"),
+        "train_memory_bytes": cost.get("train_memory_bytes"),
+        "inference_memory_bytes": cost.get("inference_memory_bytes"),
         "worst_of_k": None,
         "detector": _detector(matrix, target, pairs) if facts.get("abstains") else None,
         "against_control": None,

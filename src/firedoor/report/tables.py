@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from firedoor.report.words import NOT_MEASURED, Figure, multiple, number, percent, points, visible
+from firedoor.report.words import NOT_MEASURED, Figure, megabytes, multiple, number, percent, points, visible
 
 __all__ = [
     "ITSELF",
@@ -219,6 +219,8 @@ def _target(t: Summary) -> TargetRow:
     figures["clean_drop"] = Figure("the control", "", None) if t["control"] and t["clean_drop"] is None else points(t["clean_drop"])
     figures["train_multiple"] = multiple(t["train_multiple"])
     figures["inference_multiple"] = multiple(t["inference_multiple"])
+    figures["train_memory"] = megabytes(t.get("train_memory_bytes"))
+    figures["inference_memory"] = megabytes(t.get("inference_memory_bytes"))
     tags = [name for name, on in (("control", t["control"]), ("exhibit", t["exhibit"]), ("random", t["stochastic"])) if on]
     symptoms = sorted(t["symptoms"], key=lambda s: (STATUS_ORDER.get(s["status"], 9), s["effect"] != "mask"))
     verdict = t["verdict"] if t["verdict"] in VERDICTS else VERDICTS[-1]
@@ -260,6 +262,9 @@ def _facts(t: Summary, figures: Mapping[str, Figure]) -> tuple[tuple[str, str], 
     for key, name in (("train_passes_multiple", "Training passes"), ("inference_passes_multiple", "Inference passes")):
         if t.get(key) is not None:
             facts.append((name, f"{multiple(t[key]).text} those of the control"))
+    for key, name in (("train_memory_bytes", "Memory of training"), ("inference_memory_bytes", "Memory of answering 250 images")):
+        if t.get(key) is not None:
+            facts.append((name, megabytes(t[key]).text))
     return tuple(facts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NOT_MEASURED", "Figure", "multiple", "number", "percent", "points", "visible"]
+__all__ = ["NOT_MEASURED", "Figure", "megabytes", "multiple", "number", "percent", "points", "visible"]
 
 NOT_MEASURED = "not measured"
 MINUS = "\u2212"
@@ -43,6 +43,13 @@ def multiple(value: float | None) -> Figure:
     if value is None:
         return Figure(NOT_MEASURED, "", None)
     return Figure(f"{value:.1f}\u00d7" if value < 99.95 else f"{value:.0f}\u00d7", "", value)
+
+
+def megabytes(value: float | None) -> Figure:
+    """A count of bytes, in millions."""
+    if value is None:
+        return Figure(NOT_MEASURED, "", None)
+    return Figure(f"{value / 1e6:.3g} MB" if value < 1e9 else f"{value / 1e6:,.0f} MB", "", value)
 
 
 def number(value: Any) -> str:
