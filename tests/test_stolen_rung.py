@@ -1,4 +1,4 @@
-"""Rung S4 in a study: each target that stands is copied by its answers, and the copy attacks it."""
+"""Rungs S3 and S4 in a study: each target that stands is trained again, and copied by its answers; both attack it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import firedoor as fd
 from firedoor.errors import SpecError
 from firedoor.evidence import evidence_of
+from firedoor.plan import plan
 from firedoor.store import FileStore
-from firedoor.study import STOLEN, Study, from_table, load, to_toml
+from firedoor.study import SAME_DEFENCE, STOLEN, Study, from_table, load, to_toml
 
 TABLE = {
     "data": {"type": "Digits"},
@@ -39,6 +40,20 @@ def test_a_study_steals_the_targets_that_stand(tmp_path: Path) -> None:
     strict = fd.run(from_table({**TABLE, "bar": 0.0001, "threat": {"type": "Linf", "eps": "128/255"}}), store)
     assert strict.right(STOLEN, "FGSM", "plain") is None
     assert "S0 to S3 already broke it" in strict.meta["reasons"][f"{STOLEN}|*|plain"]
+
+
+def test_a_study_may_leave_the_same_defence_out(tmp_path: Path) -> None:
+    table = {k: v for k, v in TABLE.items() if k != "stolen"}
+    whole, short = from_table(table), from_table({**table, "same_defence": False})
+    s3 = [
+        {r["work"]: r["to_do"] for r in plan(s, str(tmp_path / "none"), 1)["rows"]}["craft for rung S3, at most"]
+        for s in (whole, short)
+    ]
+    assert s3[0] > s3[1] == 0
+    matrix = fd.run(short, FileStore(tmp_path / "store"))
+    assert matrix.right(SAME_DEFENCE, "FGSM", "wide") is None
+    assert matrix.meta["reasons"][f"{SAME_DEFENCE}|*|wide"] == "the study leaves rung S3 out"
+    assert fd.run(whole, FileStore(tmp_path / "store")).right(SAME_DEFENCE, "FGSM", "wide") is not None
 
 
 def test_the_stolen_recipe_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -234,7 +234,9 @@ class _Work:
         twins: dict[str, Model] = {}
         for target, model in self.study.targets.items():
             twin = studies.other_seed(model)
-            if not self._stands(target):
+            if not self.study.same_defence:
+                self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "the study leaves rung S3 out"
+            elif not self._stands(target):
                 self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "rungs S0 to S2 already broke it"
             elif twin == model:
                 self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "its recipe has no seed to change"

@@ -82,6 +82,7 @@ class Study:
     attacker copies a target by its answers (S4); its own `target` only holds the place of each that the rungs below left standing.
     `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST. preflight has only
     those that run no attack, for networks on which attacks are dear: it allows no good verdict, and every verdict says so.
+    `same_defence`: whether rung S3 is climbed; without it, and without S4, no verdict is good.
 
     Errors: SpecError where names clash or are unknown, or the attacks disagree about the threat.
     """
@@ -104,6 +105,7 @@ class Study:
     stolen: Model | None = None
     audit: Audit = "quick"
     first: int | None = None
+    same_defence: bool = True
 
     def __post_init__(self) -> None:
         for kind, table in (("source", self.sources), ("attack", self.attacks), ("target", self.targets)):
@@ -394,7 +396,8 @@ def from_table(table: Mapping[str, Any]) -> Study:
     }
     plain = {f.name: f.type for f in dataclasses.fields(Study)}
     hints: dict[str, Any] = {"control": str, "public": tuple[str, ...], "seen": tuple[str, ...], "name": str, "description": str}
-    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit, "first": int | None}
+    hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit}
+    hints |= {"first": int | None, "same_defence": bool}
     built = {k: spec.from_value(hints[k], v, k, {}, {}) for k, v in built.items() if k in plain}
     if "stolen" in table:
         control = table.get("control") or next(iter(table.get("targets", {})), None)
