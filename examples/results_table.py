@@ -1,9 +1,10 @@
 """The tables of a long study: python examples/results_table.py OUT [OTHER ...] [--ours NAME,... --theirs NAME,...] [--page FILE NAME]
 
 One row per target: clean accuracy and its drop, worst pair and worst case on seen and on held-out pairs, white box, verdict, price of
-training, then the worst pair at the budget of each OTHER, a run of the same targets under another threat, and by family of attack.
+training and of use, then the worst pair at the budget of each OTHER, a run of the same targets under another threat, and by family of attack.
 A held-out pair counts where it leaves the control at most half right. `--ours` and `--theirs` name the seeds of two defences, one
-each, to be compared on the held-out pairs that count.
+each, to be compared on the held-out pairs that count; `--controls` the undefended networks of the same seeds, whose clean accuracy ours is set
+against.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from defences_table import rate, renew
 from firedoor import stats
 from firedoor.intervals import Estimate
 from firedoor.matrix import Matrix, open_matrix
+from firedoor.report.words import megabytes
 
 PUBLIC = ("S0", "S1", "S2")
 COUNTS = 0.5  # most that the control may have right
@@ -27,6 +29,10 @@ COUNTS = 0.5  # most that the control may have right
 
 def shown(e: Estimate | None) -> str:
     return "not run" if e is None else f"{100 * e.value:.1f} ({100 * e.low:.0f} to {100 * e.high:.0f})"
+
+
+def times(multiple: float | None) -> str:
+    return "not measured" if multiple is None else f"{multiple:.1f} x"
 
 
 def pairs(matrix: Matrix, target: str) -> list[tuple[str, str]]:
@@ -55,11 +61,11 @@ def table(report: dict[str, Any], matrix: Matrix, others: list[tuple[str, Matrix
     of = {a["name"]: a["family"] for a in matrix.meta["attacks"]}
     counted = held_out(matrix)
     head = ["target", "clean", "clean drop", "worst pair, seen", "worst case, seen", f"worst of {len(counted)} held-out pairs"]
-    head += ["worst case, held out", "white box", "verdict", "training"]
+    head += ["worst case, held out", "white box", "verdict", "training", "inference", "memory of training, of 250 answers"]
     head += [f"worst pair, {text}" for text, _ in others] + [f"worst pair, {family}" for family in families]
     rows = [head]
     for t in report["targets"]:
-        name, drop, multiple = t["name"], t["clean_drop"], t["train_multiple"]
+        name, drop = t["name"], t["clean_drop"]
         own = [p for p in counted if has(matrix, *p, name)]
         worst = stats.worst_pair(matrix, name, own)
         row = [
@@ -72,7 +78,9 @@ def table(report: dict[str, Any], matrix: Matrix, others: list[tuple[str, Matrix
             shown(stats.worst_case(matrix, name, own)),
             rate(t["white_box_accuracy"]),
             t["verdict"],
-            "not measured" if multiple is None else f"{multiple:.1f} x",
+            times(t["train_multiple"]),
+            times(t["inference_multiple"]),
+            f"{megabytes(t.get('train_memory_bytes'))}, {megabytes(t.get('inference_memory_bytes'))}",
         ]
         for _, other in others:
             worst = stats.worst_pair(other, name, pairs(other, name)) if name in other.targets else None
@@ -90,6 +98,7 @@ def main() -> None:
     parser.add_argument("others", type=Path, nargs="*")
     parser.add_argument("--ours", default="")
     parser.add_argument("--theirs", default="")
+    parser.add_argument("--controls", default="")
     parser.add_argument("--page", nargs=2)
     options = parser.parse_args()
     matrix = open_matrix(options.out / "matrix.nc")
@@ -110,6 +119,11 @@ def main() -> None:
         lines += ["", f"Ahead by {shown(gap)} points on these checkpoints, seed by seed:"]
         for a, b in zip(ours, theirs, strict=True):
             lines.append(f"- {a} over {b}: {shown(stats.ahead(matrix, [a], [b], counted))}")
+        lines += ["", "Clean accuracy lost, in points:"]
+        for a, own in zip(
+            ours, options.controls.split(",") if options.controls else [matrix.meta["control"]] * len(ours), strict=True
+        ):
+            lines.append(f"- {a}, against {own}: {shown(stats.clean_drop(matrix, a, own))}")
     text = "\n".join(lines) + "\n"
     if options.page:
         renew(Path(options.page[0]), options.page[1], text)

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from firedoor.matrix import open_matrix
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TABLE = EXAMPLES / "table.py"
 GATE = """
@@ -33,6 +37,41 @@ model = "undefended"
 wrapper = { type = "Gate", hardened = "public", alarm = "alarm" }
 [models.alarm]
 seed = 3
+"""
+
+
+SEEDS = """
+audit = "preflight"
+same_defence = false
+seen = ["public", "FGSM"]
+[data]
+type = "Digits"
+splits = { train = 300, development = 40, evaluation = 100 }
+[threat]
+type = "Linf"
+eps = "60/255"
+[architecture]
+type = "MLP"
+[fit]
+epochs = 4
+[sources.public]
+seed = 1
+[sources.other]
+architecture = { type = "MLP", width = 40 }
+seed = 2
+[attacks.FGSM]
+[attacks.PGD]
+steps = 3
+[targets.undefended]
+seed = 3
+[targets.undefended_2]
+seed = 4
+[targets.at]
+seed = 3
+fit = { loss = { type = "Fast", threat = { type = "Linf", eps = "60/255" } } }
+[targets.at_2]
+seed = 4
+fit = { loss = { type = "Fast", threat = { type = "Linf", eps = "60/255" } } }
 """
 
 
@@ -79,3 +118,46 @@ def test_networks_are_shared_once_trained_and_a_gate_has_a_threshold_that_costs_
     again = example("gate_thresholds.py", study, "--store", shared)
     assert again.stdout == told.stdout
     assert len(list(Path(shared).rglob("arrays.safetensors"))) == 3, "no examples, no answers"
+
+
+def test_the_results_of_a_study_count_pairs_by_the_control_and_set_seeds_against_each_other(tmp_path: Path) -> None:
+    (tmp_path / "seeds.toml").write_text(SEEDS)
+    for out, more in (("large", ()), ("small", ("--set", 'threat.eps="1/255"', "--set", "first=50"))):
+        words = [
+            str(tmp_path / "seeds.toml"),
+            "--store",
+            str(tmp_path / "store"),
+            "--out",
+            str(tmp_path / out),
+            "--workers",
+            "1",
+            "-q",
+            *more,
+        ]
+        subprocess.run([sys.executable, "-m", "firedoor", "run", *words], check=True, capture_output=True)
+    sides = ("--ours", "at,at_2", "--theirs", "undefended,undefended_2", "--controls", "undefended,undefended_2")
+    told = example("results_table.py", str(tmp_path / "large"), str(tmp_path / "small"), *sides)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    head = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    table = {
+        cells[0].strip(): dict(zip(head, map(str.strip, cells), strict=True))
+        for cells in (r.strip("|").split("|") for r in lines[2:6])
+    }
+    matrix = open_matrix(tmp_path / "large" / "matrix.nc")
+    right = {p: matrix.right(*p, "undefended").mean() for p in (("public", "PGD"), ("other", "FGSM"), ("other", "PGD"))}
+    counted = [f"{s} x {a}" for (s, a), share in right.items() if share <= 0.5]
+    assert len(counted) > 0
+    said = next(line for line in lines if line.startswith("Held-out pairs that count"))
+    assert set(said.removesuffix(".").split(": ")[2].split(", ")) == set(counted), "public x FGSM is seen"
+    worst = table["undefended"][f"worst of {len(counted)} held-out pairs"]
+    assert float(worst.split()[0]) == pytest.approx(100 * min(v for v in right.values() if v <= 0.5), abs=0.05)
+    small = open_matrix(tmp_path / "small" / "matrix.nc")
+    assert len(small.y) == 50
+    assert float(table["at"]["worst pair, Linf, eps = 1/255"].split()[0]) > float(worst.split()[0])
+    gaps = [float(re.sub(r".*: (-?[\d.]+) .*", r"\1", line)) for line in lines if " over " in line]
+    mean = float(re.search(r"Ahead by (-?[\d.]+)", told.stdout)[1])  # type: ignore[index]
+    assert mean == pytest.approx(sum(gaps) / 2, abs=0.06)
+    lost = float(re.search(r"at_2, against undefended_2: (-?[\d.]+)", told.stdout)[1])  # type: ignore[index]
+    assert lost == pytest.approx(100 * float(matrix.clean("undefended_2").mean() - matrix.clean("at_2").mean()), abs=0.06)
+    assert "MB, " in table["at"]["memory of training, of 250 answers"]
