@@ -377,3 +377,14 @@ def test_a_run_leaves_a_report_and_can_be_repeated(call, tmp_path: Path) -> None
 def test_shared_options_stand_anywhere(given: list[str], settled: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli._settled(given) == settled
     assert said in capsys.readouterr().err
+
+
+def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 5.0, 10.0, 70.0, 75.0, 140.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    show = cli._lines()
+    for done in (0, 1, 13, 14, 27):
+        show("craft and score", done, 40)
+    assert capsys.readouterr() == ("", "craft and score: 13 of 40, 2 min left\ncraft and score: 27 of 40, 65 s left\n")

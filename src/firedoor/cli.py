@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -474,12 +475,12 @@ def _rate(rate: dict[str, float] | None) -> str:
 
 @contextlib.contextmanager
 def _progress(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left for each stage; on a terminal only."""
+    """A bar with the time left for each stage on a terminal, a line each minute where standard error goes to a file."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if silent or not console.is_terminal:
-        yield lambda what, done, total: None
+        yield (lambda what, done, total: None) if silent else _lines()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -493,6 +494,23 @@ def _progress(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield show
+
+
+def _lines(every: float = 60.0) -> Callable[[str, int, int], None]:
+    """Tells how far a stage is on standard error, at most once in so many seconds."""
+    began: dict[str, tuple[float, int]] = {}
+    last = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        start, before = began.setdefault(what, (now, done))
+        if now - last >= every and done > before:
+            last = now
+            left = (now - start) / (done - before) * (total - done)
+            typer.echo(f"{what}: {done} of {total}, {_duration(left)} left", err=True)
+
+    return show
 
 
 def _duration(seconds: float) -> str:
