@@ -388,3 +388,14 @@ def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(
     for done in (0, 1, 13, 14, 27):
         show("craft and score", done, 40)
     assert capsys.readouterr() == ("", "craft and score: 13 of 40, 2 min left\ncraft and score: 27 of 40, 65 s left\n")
+
+
+def test_a_reader_who_has_had_enough_is_no_problem_of_the_study() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "firedoor", "list", "attacks"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 1

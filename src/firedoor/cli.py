@@ -315,6 +315,8 @@ def main() -> None:
     try:
         code = app(_settled(sys.argv[1:]), standalone_mode=False)
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            sys.exit(1)  # whoever reads what is printed has had enough
         _fail(
             f"something ended the program (SystemExit: {error.code}); what was finished is kept. Look for sys.exit in your code.", 4
         )
