@@ -31,8 +31,8 @@ class Square:
     Each example has squares of its own; their share of the image starts at `p` and is halved on the published schedule, scaled to
     `queries`. L-inf: a square sets each channel to +-eps. L2 and L1: it takes the budget of a second square and all that is unspent,
     as a bump with two halves of opposite sign. Exactly `queries` forward passes per example, the first one included, and no early
-    stop: an example that is fooled goes on. What raises the margin by no more than rounding is not kept. Vectors (n, d) are images of one row, so that squares are intervals. A margin that is
-    not finite is never an improvement.
+    stop: an example that is fooled goes on. What raises the margin by no more than rounding is not kept, nor a margin that is not
+    finite. Vectors (n, d) are images of one row, so that squares are intervals.
     Errors: SpecError for the fields and for L0; DataError, naming the example, for x and y; ModelRefused for logits of a wrong shape.
 
     Family: query. Year: 2020. G: 0. Queries: 1000. Tier: T1.

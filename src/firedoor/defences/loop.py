@@ -95,6 +95,7 @@ class Loop:
             self.module.load_state_dict(self.best)
         elif self.average.count and not (self.undone and self.fit.ema is not None):  # that average holds the steps that were undone
             self.module.load_state_dict(self.average.state(self.module))
+            self.ranks.agree(self.module)
             self.members.clear()
         return self.members + [state_of(self.module)] * (self.fit.cycles - len(self.members))
 
@@ -115,7 +116,6 @@ class Loop:
             self.optimiser.step()
             self._losses.append(value)
         if fit.ema is not None:
-            self.ranks.agree(self.module)
             self.average.add(self.module)
 
     def _backward(self, rows: Tensor, share: float, epoch: int, rate: float) -> float:
@@ -126,7 +126,7 @@ class Loop:
             with seeds.streams(self.seed, ids, draw=epoch, purpose="fit"), self.ranks.autocast():
                 value = self.loss(self.module, batch)
         except ValueError as error:
-            if len(rows) > 1:
+            if len(rows) > 1 or "more than 1 value per channel" not in str(error):
                 raise
             raise SpecError(
                 f"Fit: batch statistics need 2 examples, got 1: a batch of {self.fit.batch_size} comes in {self.fit.accumulate} parts on "

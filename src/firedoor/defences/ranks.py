@@ -92,7 +92,7 @@ class Ranks:
             return
         weights = list(module.parameters())
         some = torch.tensor([float(p.grad is not None) for p in weights], device=device.current())
-        for p, count in zip(weights, self.accelerator.reduce(some, "sum"), strict=True):
+        for p, count in zip(weights, self.accelerator.reduce(some, "sum").tolist(), strict=True):
             if count and p.grad is None:  # a process whose share of a last batch is empty
                 p.grad = torch.zeros_like(p)
         self._together([p.grad for p in weights if p.grad is not None], "sum")
