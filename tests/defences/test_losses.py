@@ -559,13 +559,13 @@ def test_a_collapse_ends_the_training_with_the_best_weights(more: dict[str, Any]
     assert (module(SPLIT.x).argmax(1) == SPLIT.y).float().mean() > 0.9
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
-    per_epoch = 2 + 5  # two of training, five of the guard, which here looks at all sixty examples
+    per_epoch = 2 + 10  # two of training, ten of the guard, which here looks at all sixty examples
     assert training.passes == pytest.approx(per_epoch * len(loss.seen) / 12), "passes times epochs is what was spent"
 
 
-def test_fast_costs_two_passes_and_its_guard_five_of_what_it_looks_at() -> None:
+def test_fast_costs_two_passes_and_its_guard_ten_of_what_it_looks_at() -> None:
     large = Toy(n=300)
-    for data, guard, passes in ((DATA, False, 2), (DATA, True, 7), (large, True, 2 + 5 * 256 / 300)):
+    for data, guard, passes in ((DATA, False, 2), (DATA, True, 12), (large, True, 2 + 10 * 128 / 300)):
         loss = Fast(Linf(8 / 255), guard=guard)
         training = Fit(loss=loss, epochs=2, batch_size=20, lr=0.01).train(net(data), data.split("target"), DictStore(), 0)
         assert training.passes == pytest.approx(passes)

@@ -89,35 +89,37 @@ def test_beta_of_trades_buys_robust_accuracy_with_clean_accuracy() -> None:
 # ------------------------------------------------------------------ fast adversarial training
 
 
-def test_one_step_training_unlearns_many_steps() -> None:
+def test_one_step_training_unlearns_many_steps_until_the_guard_ends_it() -> None:
     """From a network trained by PGD (25.5 under one step, 17.2 under PGD): 54.3 and 6.2 by Fast, 44.7 and 27.3 by more PGD.
 
-    It is gradual, and the guard does not see it: its five steps of eps / 4 leave twice as many standing as PGD-20.
+    The guard ends it at 13.2. Of six seeds it saves four; in two no epoch is better than a constant answer by enough.
     """
-    many, found = PGD(LARGE, steps=20), {}
-    for loss in (Fast(LARGE, step=2.0, guard=False), Madry(PGD(LARGE, steps=5))):
+    many, found = PGD(LARGE, steps=20), []
+    for loss in (Fast(LARGE, step=2.0, guard=False), Fast(LARGE, step=2.0), Madry(PGD(LARGE, steps=5))):
         module = trained(Madry(PGD(LARGE, steps=5)), WIDE, epochs=12, lr=0.003)
         before = under(many, module)
         fit(module, loss, epochs=40, lr=0.003, schedule="constant")
-        found[type(loss)] = under(FGSM(LARGE), module), under(many, module)
-    assert found[Fast][0] - found[Fast][1] > 0.3  # three seeds: 48 to 52 points
-    assert found[Fast][1] < before - 0.05  # 11 to 17 points lost
-    assert found[Madry][1] > before + 0.04  # 10 to 12 points won
-    assert found[Fast][0] > found[Madry][0] + 0.04  # looks stronger by 9 to 10 points
+        found.append((under(FGSM(LARGE), module), under(many, module)))
+    fast, guarded, madry = found
+    assert fast[0] - fast[1] > 0.3  # three seeds: 48 to 52 points
+    assert fast[1] < before - 0.05  # 11 to 17 points lost
+    assert guarded[1] > fast[1] + 0.04  # 3 to 14 points saved, where it saves any
+    assert madry[1] > before + 0.04  # 10 to 12 points won
+    assert fast[0] > madry[0] + 0.04  # looks stronger by 9 to 10 points
 
 
 def test_the_guard_saves_fast_training_that_comes_apart() -> None:
     """At a learning rate that is too high the network resists for some epochs and then gives one answer for all, or nearly.
 
-    Of nine seeds the guard saves seven; one has no epoch worth keeping, and one ends weak without a fall.
+    Of six seeds the guard stops all, and saves five; in one robust accuracy stays as it was and clean accuracy is saved.
     """
     found = {}
     for guard in (False, True):
         modules = [trained(Fast(Linf(0.15), guard=guard), key=key, epochs=24, optimiser="sgd", lr=0.5) for key in range(3)]
         found[guard] = mean(map(robust_accuracy, modules)), mean(map(accuracy, modules))
-    assert found[False][0] < 0.2  # threes of nine seeds: 10 to 13 %
-    assert found[True][0] > found[False][0] + 0.05  # 10 to 16 points
-    assert found[True][1] > found[False][1] + 0.15  # 30 to 47 points
+    assert found[False][0] < 0.2  # two threes of seeds: 12 and 13 %
+    assert found[True][0] > found[False][0] + 0.05  # 14 and 16 points
+    assert found[True][1] > found[False][1] + 0.15  # 33 and 47 points
 
 
 # ------------------------------------------------------------------ defensive distillation
