@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,25 @@ def test_a_study_may_leave_the_same_defence_out(tmp_path: Path) -> None:
     assert matrix.right(SAME_DEFENCE, "FGSM", "wide") is None
     assert matrix.meta["reasons"][f"{SAME_DEFENCE}|*|wide"] == "the study leaves rung S3 out"
     assert fd.run(whole, FileStore(tmp_path / "store")).right(SAME_DEFENCE, "FGSM", "wide") is not None
+
+
+def test_a_target_that_is_named_meets_the_same_defence_though_it_is_broken(tmp_path: Path) -> None:
+    table = {k: v for k, v in TABLE.items() if k != "stolen"} | {"bar": 0.0001, "threat": {"type": "Linf", "eps": "128/255"}}
+    store, named = FileStore(tmp_path / "store"), from_table({**table, "same_defence": ["wide"]})
+    matrix = fd.run(from_table(table), store)
+    assert matrix.right(SAME_DEFENCE, "FGSM", "wide") is None
+    assert "S0 to S2 already broke it" in matrix.meta["reasons"][f"{SAME_DEFENCE}|*|wide"]
+    matrix = fd.run(named, store)
+    assert matrix.right(SAME_DEFENCE, "FGSM", "wide") is not None
+    assert matrix.right(SAME_DEFENCE, "FGSM", "plain") is None
+    (tmp_path / "study.toml").write_text(to_toml(named))
+    assert load(str(tmp_path / "study.toml")).same_defence == ("wide",)
+
+
+@pytest.mark.parametrize("wrong", [["wid"], "wide", 1, [1]])
+def test_a_wrong_choice_of_the_same_defence_is_refused(wrong: Any) -> None:
+    with pytest.raises(SpecError, match="same_defence"):
+        from_table({**TABLE, "same_defence": wrong})
 
 
 def test_the_stolen_recipe_comes_back_from_its_file(tmp_path: Path) -> None:

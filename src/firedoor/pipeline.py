@@ -230,13 +230,14 @@ class _Work:
         return [_Row("", str(d), self.study.crafts(None, SignNoise(self.study.threat, d)), everyone) for d in range(NOISE_DRAWS)]
 
     def same_defence_rows(self) -> list[_Row]:
-        """Rung S3, for the targets that the rungs below left standing; trains what it needs."""
+        """Rung S3, for the targets that the rungs below left standing or that the study names; trains what it needs."""
         twins: dict[str, Model] = {}
+        named = self.study.same_defence if isinstance(self.study.same_defence, tuple) else ()
         for target, model in self.study.targets.items():
             twin = studies.other_seed(model)
-            if not self.study.same_defence:
+            if self.study.same_defence is False:
                 self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "the study leaves rung S3 out"
-            elif not self._stands(target):
+            elif target not in named and not self._stands(target):
                 self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "rungs S0 to S2 already broke it"
             elif twin == model:
                 self.found.reasons[f"{SAME_DEFENCE}|*|{target}"] = "its recipe has no seed to change"

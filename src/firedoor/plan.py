@@ -51,7 +51,7 @@ def _plan(study: Study, store: str) -> dict[str, Any]:
     split = study.images
     probe = _Probe(study)
     models = [*study.sources.values(), *study.targets.values()]
-    twins = [studies.other_seed(m) for m in study.targets.values()] if study.same_defence else []
+    twins = [studies.other_seed(m) for m in study.targets.values()] if study.same_defence is not False else []
     rows = [
         _training("train", trainable(models), place, probe),
         _training("train for rung S3, at most", _new(twins, models), place, probe),

@@ -82,7 +82,8 @@ class Study:
     attacker copies a target by its answers (S4); its own `target` only holds the place of each that the rungs below left standing.
     `audit`: how many tests for false security each target goes through; full is needed for the verdict ROBUST. preflight has only
     those that run no attack, for networks on which attacks are dear: it allows no good verdict, and every verdict says so.
-    `same_defence`: whether rung S3 is climbed; without it, and without S4, no verdict is good.
+    `same_defence`: whether rung S3 is climbed for targets that the rungs below left standing; without it, and without S4, no verdict is
+    good. Names of targets: for them even where the rungs below broke them, so that their figures may stand beside the others'.
 
     Errors: SpecError where names clash or are unknown, or the attacks disagree about the threat.
     """
@@ -105,7 +106,7 @@ class Study:
     stolen: Model | None = None
     audit: Audit = "quick"
     first: int | None = None
-    same_defence: bool = True
+    same_defence: bool | tuple[str, ...] = True
 
     def __post_init__(self) -> None:
         for kind, table in (("source", self.sources), ("attack", self.attacks), ("target", self.targets)):
@@ -145,6 +146,11 @@ class Study:
             if name not in self.sources and name not in self.attacks:
                 known = [*self.sources, *self.attacks]
                 raise SpecError(f"seen names an unknown source or attack, {name!r}.{catalogue.nearest(name, known)}")
+        if not isinstance(self.same_defence, bool | tuple):
+            raise SpecError(f"same_defence must be true, false or names of targets, got {self.same_defence!r}.")
+        for name in self.same_defence if isinstance(self.same_defence, tuple) else ():
+            if name not in self.targets:
+                raise SpecError(f"same_defence names an unknown target, {name!r}.{catalogue.nearest(name, self.targets)}")
         if self.first is not None and (isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 1):
             raise SpecError(f"first must be 1 or more evaluation images, got {self.first!r}. Leave it out for all of them.")
         if self.draws < 1 or self.shard < 1 or not 0 < self.bar < 1:
@@ -397,7 +403,7 @@ def from_table(table: Mapping[str, Any]) -> Study:
     plain = {f.name: f.type for f in dataclasses.fields(Study)}
     hints: dict[str, Any] = {"control": str, "public": tuple[str, ...], "seen": tuple[str, ...], "name": str, "description": str}
     hints |= {"seed": int, "draws": int, "shard": int, "bar": float, "precision": Precision, "audit": Audit}
-    hints |= {"first": int | None, "same_defence": bool}
+    hints |= {"first": int | None, "same_defence": bool | tuple[str, ...]}
     built = {k: spec.from_value(hints[k], v, k, {}, {}) for k, v in built.items() if k in plain}
     if "stolen" in table:
         control = table.get("control") or next(iter(table.get("targets", {})), None)
