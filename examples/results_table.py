@@ -1,7 +1,8 @@
 """The tables of a long study: python examples/results_table.py OUT [OTHER ...] [--ours NAME,... --theirs NAME,...] [--page FILE NAME]
 
-One row per target: clean accuracy and its drop, worst pair and worst case on seen and on held-out pairs, white box, verdict, price of
-training and of use, then the worst pair at the budget of each OTHER, a run of the same targets under another threat, and by family of attack.
+One row per target: clean accuracy and its drop, worst pair and worst case on seen and on held-out pairs, worst attack from the same
+defence trained again, white box, verdict, price of training and of use, then the worst pair at the budget of each OTHER, a run of the
+same targets under another threat, and by family of attack.
 A held-out pair counts where it leaves the control at most half right. `--ours` and `--theirs` name the seeds of two defences, one
 each, to be compared on the held-out pairs that count; `--controls` the undefended networks of the same seeds, whose clean accuracy ours is set
 against.
@@ -22,6 +23,7 @@ from firedoor import stats
 from firedoor.intervals import Estimate
 from firedoor.matrix import Matrix, open_matrix
 from firedoor.report.words import megabytes
+from firedoor.study import SAME_DEFENCE
 
 PUBLIC = ("S0", "S1", "S2")
 COUNTS = 0.5  # most that the control may have right
@@ -56,12 +58,35 @@ def held_out(matrix: Matrix) -> list[tuple[str, str]]:
     return [p for p in new if float(matrix.right(*p, control).mean()) <= COUNTS]
 
 
+def trained_again(matrix: Matrix, target: str) -> str:
+    """The worst attack crafted on the same recipe with another seed (S3), which counts as no held-out pair."""
+    attacks = [a["name"] for a in matrix.meta["attacks"] if has(matrix, SAME_DEFENCE, a["name"], target)]
+    worst = stats.worst_pair(matrix, target, [(SAME_DEFENCE, a) for a in attacks])
+    return f"{shown(worst[0])} {worst[1][1]}" if worst else "not run"
+
+
+def spared(matrix: Matrix) -> list[str]:
+    """Why targets have no attack from the same defence."""
+    reasons = matrix.meta["reasons"]
+    return sorted({why for key, why in reasons.items() if key.startswith(f"{SAME_DEFENCE}|*|")}) or [
+        "there is no target without it"
+    ]
+
+
 def table(report: dict[str, Any], matrix: Matrix, others: list[tuple[str, Matrix]]) -> list[list[str]]:
     families = sorted({a["family"] for a in matrix.meta["attacks"] if a["role"] not in ("null", "white box")})
     of = {a["name"]: a["family"] for a in matrix.meta["attacks"]}
     counted = held_out(matrix)
     head = ["target", "clean", "clean drop", "worst pair, seen", "worst case, seen", f"worst of {len(counted)} held-out pairs"]
-    head += ["worst case, held out", "white box", "verdict", "training", "inference", "memory of training, of 250 answers"]
+    head += [
+        "worst case, held out",
+        f"worst pair, {SAME_DEFENCE}",
+        "white box",
+        "verdict",
+        "training",
+        "inference",
+        "memory of training, of 250 answers",
+    ]
     head += [f"worst pair, {text}" for text, _ in others] + [f"worst pair, {family}" for family in families]
     rows = [head]
     for t in report["targets"]:
@@ -76,6 +101,7 @@ def table(report: dict[str, Any], matrix: Matrix, others: list[tuple[str, Matrix
             rate(t["worst_case_seen"]),
             f"{shown(worst[0])} {' x '.join(worst[1])}" if worst else "not run",
             shown(stats.worst_case(matrix, name, own)),
+            trained_again(matrix, name),
             rate(t["white_box_accuracy"]),
             t["verdict"],
             times(t["train_multiple"]),
@@ -113,6 +139,7 @@ def main() -> None:
     lines += ["", f"{report['threat']['text']}, {len(matrix.y)} images; right answers in %, with 95 % intervals."]
     lines += [f"Held-out pairs that count: {len(counted)}: " + ", ".join(" x ".join(p) for p in counted) + "."]
     lines += [f"Looks at held-out pairs: {report['provenance'].get('looks at held-out pairs', 'not counted')}."]
+    lines += [f"Same defence: crafted on the same recipe with another seed; not run where {'; or '.join(spared(matrix))}."]
     if options.ours:
         ours, theirs = options.ours.split(","), options.theirs.split(",")
         gap = stats.ahead(matrix, ours, theirs, counted)
