@@ -42,7 +42,7 @@ seed = 3
 
 SEEDS = """
 audit = "preflight"
-same_defence = false
+same_defence = ["at"]
 seen = ["public", "FGSM"]
 [data]
 type = "Digits"
@@ -160,4 +160,8 @@ def test_the_results_of_a_study_count_pairs_by_the_control_and_set_seeds_against
     assert mean == pytest.approx(sum(gaps) / 2, abs=0.06)
     lost = float(re.search(r"at_2, against undefended_2: (-?[\d.]+)", told.stdout)[1])  # type: ignore[index]
     assert lost == pytest.approx(100 * float(matrix.clean("undefended_2").mean() - matrix.clean("at_2").mean()), abs=0.06)
+    again = matrix.right("same defence", "PGD", "at"), matrix.right("same defence", "FGSM", "at")
+    assert float(table["at"]["worst pair, same defence"].split()[0]) == pytest.approx(100 * min(r.mean() for r in again), abs=0.05)
+    assert table["undefended"]["worst pair, same defence"] == "not run"
+    assert "not run where rungs S0 to S2 already broke it." in told.stdout
     assert "MB, " in table["at"]["memory of training, of 250 answers"]
