@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +61,8 @@ def test_the_same_matrix_gives_the_same_bytes_in_any_process(tmp_path: Path) -> 
     for name in ("one.nc", "two.nc"):
         draft().matrix().write(tmp_path / name)
     assert (tmp_path / "one.nc").read_bytes() == (tmp_path / "two.nc").read_bytes()
+    open_matrix(tmp_path / "one.nc").write(tmp_path / "again.nc")
+    assert (tmp_path / "one.nc").read_bytes() == (tmp_path / "again.nc").read_bytes()
     here = Path(__file__).parent
     program = (
         f"import sys; sys.path.insert(0, {str(here)!r}); from pathlib import Path\n"
@@ -67,6 +71,47 @@ def test_the_same_matrix_gives_the_same_bytes_in_any_process(tmp_path: Path) -> 
     )
     subprocess.run([sys.executable, "-c", program, __file__], cwd=tmp_path, timeout=60, check=True)
     assert (tmp_path / "three.nc").read_bytes() == (tmp_path / "one.nc").read_bytes()
+
+
+def test_cells_that_were_not_run_take_no_room(tmp_path: Path) -> None:
+    """Stored: the labels of the three cells that were run. Read back: all of them, with -1 elsewhere."""
+    n, many = 500, [f"t{i}" for i in range(20)]
+    made = Draft(np.arange(n) % 10, [Target(t) for t in many], [Source("s"), Source("z")], [Attack("a"), Attack("b")])
+    for target in ("t3", "t7", "t19"):
+        made.fool("z", "a", target, mask(n, 1, 2))
+    matrix = made.matrix()
+    matrix.write(tmp_path / "m.nc")
+    again = open_matrix(tmp_path / "m.nc")
+    assert again.data.equals(matrix.data)
+    names = "predicted", "own_home", "own_clean"
+    taken = sum(matrix.data[name].nbytes for name in names)
+    assert (tmp_path / "m.nc").stat().st_size < matrix.data.nbytes - taken + 3 * n + 20_000
+    filled = scipy.io.netcdf_file(tmp_path / "m.nc", mmap=False).variables["predicted_cell"]
+    assert filled.compress == b"source attack target"
+    assert filled[:].tolist() == [1 * 2 * 20 + t for t in (3, 7, 19)]
+
+
+@pytest.mark.parametrize("places", [[-1, 4, 5], [0, 1, 280], [2**31 - 1, 1, 2]])
+def test_a_place_outside_the_axes_is_refused(tmp_path: Path, places: list[int]) -> None:
+    made = Draft(np.arange(N), [Target(f"t{i}") for i in range(20)], [Source("s"), Source("z")], [Attack("a"), Attack("b")])
+    for target in ("t3", "t7", "t19"):
+        made.fool("z", "a", target, mask(N, 1, 2))
+    made.matrix().write(tmp_path / "m.nc")
+    with scipy.io.netcdf_file(tmp_path / "m.nc", "a") as file:
+        file.variables["predicted_cell"][:] = places
+    with pytest.raises(StoreError, match="no matrix of firedoor"):
+        open_matrix(tmp_path / "m.nc")
+
+
+def test_a_small_file_does_not_ask_for_all_memory(tmp_path: Path) -> None:
+    """4,000 x 4,000 x 4,000 cells of one image, of which one is stored: 64 GB, were they unpacked."""
+    axes = {axis: [str(i) for i in range(4000)] for axis in ("source", "attack", "target")}
+    cells = {"predicted": (("predicted_cell", "example"), np.zeros((1, 1), np.int8))}
+    place = ("predicted_cell", np.zeros(1, np.int32), {"compress": "source attack target"})
+    data = xr.Dataset(cells, {**axes, "predicted_cell": place}, {"firedoor": "{}", "sha256": ""})
+    data.to_netcdf(tmp_path / "m.nc", engine="scipy", format="NETCDF3_64BIT")
+    with pytest.raises(StoreError, match="no matrix of firedoor"):
+        open_matrix(tmp_path / "m.nc")
 
 
 @given(NAMES)
@@ -95,7 +140,7 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path) -> None:
         b"no matrix at all",
         bytes(range(256)) * 20,
         b"\x89HDF\r\n\x1a\n" + b"\0" * 200,
-        foreign.to_netcdf(engine="scipy"),
+        bytes(foreign.to_netcdf(engine="scipy")),
     ]
     for content in contents:
         file.write_bytes(content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Matrix", "open_matrix"]
 
+SPARSEST = 1000  # at most this many cells of the axes for each one stored, so that a small file cannot ask for all memory
 Shares = np.ndarray  # (n,) float64: the share of draws that were right, 0 or 1 for a deterministic target
 
 
@@ -135,13 +137,21 @@ class Matrix:
         return self._memory[key]
 
     def write(self, file: Path) -> None:
-        """Write netCDF 3; the same matrix gives the same bytes."""
+        """Write netCDF 3; the same matrix gives the same bytes.
+
+        Rows of `example` (or of draws) that hold -1 alone are left out, after the CF conventions 1.11, section 8.2, "compression by
+        gathering": a cell that was not run takes no room.
+        """
+        import xarray as xr
+
         from firedoor.files import write_atomically
 
         data = self.data.copy()
         data.attrs["sha256"] = _digest(data)
         data.attrs["firedoor"] = json.dumps(self.meta, sort_keys=True, ensure_ascii=True, allow_nan=False)
-        buffer = io.BytesIO(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT"))
+        stored = _gather(data)
+        stored = xr.Dataset({name: stored[name].variable for name in sorted(map(str, stored.variables))}, attrs=data.attrs)
+        buffer = io.BytesIO(stored.to_netcdf(engine="scipy", format="NETCDF3_64BIT"))
         write_atomically(file, buffer.getvalue())
 
     def _labels(self, at: tuple[int, int, int], target: str) -> np.ndarray:
@@ -205,6 +215,7 @@ def open_matrix(file: Path) -> Matrix:
     try:
         data = xr.load_dataset(file, engine="scipy")
         meta = json.loads(data.attrs.pop("firedoor"))
+        data = _scatter(data)
         if data.attrs.pop("sha256") != _digest(data):
             raise ValueError("checksum")
     except FileNotFoundError:
@@ -214,6 +225,43 @@ def open_matrix(file: Path) -> Matrix:
             f"{file} is no matrix of firedoor ({type(error).__name__}). Run the study again, or give another folder."
         ) from None
     return Matrix(data, meta)
+
+
+def _gather(data: xr.Dataset) -> xr.Dataset:
+    """`data` with only those cells of a variable that hold anything but -1, and each one's place, counted along its named axes."""
+    for name, variable in sorted((str(n), v) for n, v in data.data_vars.items()):
+        leading = [str(d) for d in variable.dims if d not in ("example", "draw")]
+        if not leading or variable.dtype != np.int8 or not all(d in data.coords for d in leading):  # without names its size is lost
+            continue
+        rows = variable.values.reshape(math.prod(variable.sizes[d] for d in leading), -1)
+        (filled,) = np.nonzero((rows != -1).any(1))
+        filled = filled if len(filled) else np.zeros(1, int)  # netCDF 3 has no axis of length 0
+        if len(filled) == len(rows) or len(filled) * SPARSEST < len(rows):  # nothing to gain, or more than a reader would unpack
+            continue
+        trailing = variable.dims[len(leading) :]
+        kept = rows[filled].reshape(len(filled), *variable.shape[len(leading) :])
+        attributes = {"compress": " ".join(leading)}
+        data = data.drop_vars(name)
+        data[name] = ((f"{name}_cell", *trailing), kept)
+        data[f"{name}_cell"] = ((f"{name}_cell",), filled.astype(np.int32), attributes)
+    return data
+
+
+def _scatter(data: xr.Dataset) -> xr.Dataset:
+    """The inverse of `_gather`. Errors: ValueError if a place lies outside the axes."""
+    for place in [str(v) for v in data.coords if "compress" in data[v].attrs]:
+        name, leading = place.removesuffix("_cell"), str(data[place].attrs["compress"]).split()
+        gathered = data[name]
+        shape = [data.sizes[d] for d in leading]
+        at = data[place].values
+        if not (math.prod(shape) <= at.size * SPARSEST and at.min() >= 0 and at.max() < math.prod(shape)):
+            raise ValueError("cells outside the axes, or axes far larger than the cells")
+        rows = np.full((math.prod(shape), *gathered.shape[1:]), -1, gathered.dtype)
+        rows[at] = gathered.values
+        dims = (*leading, *gathered.dims[1:])
+        data = data.drop_vars([name, place])
+        data[name] = (dims, rows.reshape(*shape, *gathered.shape[1:]))
+    return data
 
 
 def _digest(data: xr.Dataset) -> str:
