@@ -1,10 +1,11 @@
 """How long adversarial training takes beside a bare PyTorch loop, and beside ART's trainer. One JSON line, the last one on stdout.
 
 A ResNet (depth 8, width 16) on 32x32 colour images, batches of 128, SGD, float32, channels last, L-inf 8/255. PGD-AT takes 7 steps;
-PubDef is shown clean images and the stored crafts of 3 sources ("all"). Everyone trains on the same images in turns; a ratio is the
-median over turns of our seconds over theirs in the same turn. Speed does not depend on what images show, so these are drawn.
+PubDef is shown clean images and the stored crafts of 3 sources ("all"). Everyone trains on the same images in rounds of two turns, the
+second in the opposite order, since who comes after whom changes what memory costs; a ratio is the median over rounds of our seconds over
+theirs in the same round. Speed does not depend on what images show, so these are drawn.
 
-Usage, in the environment of constraints/peers.txt: python benchmarks/training.py [IMAGES] [TURNS]
+Usage, in the environment of constraints/peers.txt: python benchmarks/training.py [IMAGES] [ROUNDS]
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def main() -> None:
     """Train in turns and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=int, nargs="?", default=1280)
-    parser.add_argument("turns", type=int, nargs="?", default=7)
-    images, turns = (options := parser.parse_args()).images, options.turns
+    parser.add_argument("rounds", type=int, nargs="?", default=6)
+    images, rounds = (options := parser.parse_args()).images, options.rounds
     data = Shapes(size=32, splits=Splits(train=images, development=10, evaluation=10))
     split = data.split("target")
     seconds: dict[str, list[float]] = {name: [] for name in ("PGD-AT", "PGD-AT bare", "PGD-AT ART", "PubDef", "PubDef bare")}
@@ -130,13 +131,13 @@ def main() -> None:
             "PubDef": lambda: ours(pubdef, split, store),
             "PubDef bare": lambda: bare_pubdef(split, crafts),
         }
-        for turn in range(turns + 1):
-            names = list(entrants) if turn % 2 else list(entrants)[::-1]
-            for name in names:
-                taken = entrants[name]()
-                if turn:  # the first turn warms up
-                    seconds[name].append(taken)
-            print(f"turn {turn} of {turns}", file=sys.stderr, flush=True)
+        for number in range(rounds + 1):
+            taken = dict.fromkeys(entrants, 0.0)
+            for name in (*entrants, *reversed(entrants)) if number else entrants:
+                taken[name] += entrants[name]()
+            for name in entrants if number else ():  # the first round warms up
+                seconds[name].append(taken[name])
+            print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
 
     def ratio(one: str, other: str) -> float:
         return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
@@ -146,9 +147,9 @@ def main() -> None:
         "pubdef_over_bare": ratio("PubDef", "PubDef bare"),
         "art_over_bare": ratio("PGD-AT ART", "PGD-AT bare"),
         "bound": 1.05,
-        "images_per_second": {name: round(len(split) / statistics.median(values)) for name, values in seconds.items()},
+        "images_per_second": {name: round(2 * len(split) / statistics.median(values)) for name, values in seconds.items()},
         "images": len(split),
-        "turns": turns,
+        "rounds": rounds,
     }
     print(json.dumps(found))
 
