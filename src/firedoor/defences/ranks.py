@@ -8,6 +8,7 @@ network would go around the wrapper's hooks. So gradients travel after the backw
 from __future__ import annotations
 
 import atexit
+import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,7 +25,7 @@ PRECISION = {"exact": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def _leave() -> None:
-    """At the end of the process: threads that still wait for the other ones would abort it."""
+    """At the end of the process: the group's threads, if they outlive Python, now and then abort it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -36,6 +37,9 @@ class Ranks:
         import accelerate
         from accelerate.state import AcceleratorState
 
+        if torch.distributed.is_available():
+            # Default arguments in there keep the group that exists when it is imported, and with it the group's threads.
+            importlib.import_module("torch.distributed.nn.functional")
         if precision == "fp16" and device.current().type == "cpu":
             raise SetupError("training in fp16 needs an accelerator, got a CPU. Use precision 'exact' or 'bf16'.")
         AcceleratorState._reset_state()  # another training of this process may have had another precision
