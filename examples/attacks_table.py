@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import run, text_of
 
 from firedoor import catalogue, tiers
 from firedoor.data import Digits
@@ -88,12 +92,14 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        page = Path(sys.argv[1])
-        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="?", type=Path, help="page whose blocks to renew")
+    page = parser.parse_args().page
+    if page:
+        page.write_text(renewed(text_of(page)), encoding="utf-8")
     else:
         print("\n".join(f"{name}\n\n{make()}" for name, make in BLOCKS.items()))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,11 +5,13 @@ Usage: python examples/defences_table.py OUT [PAGE NAME, to renew the block of t
 
 from __future__ import annotations
 
-import json
-import re
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import rate, renew, report_of, run
 
 COLUMNS = ("defence", "clean", "clean drop", "naive", "relaxed", "transferred", "in 1, 5, 20 tries", "ms per image", "verdict")
 
@@ -57,30 +59,19 @@ def best(report: dict[str, Any], target: str, row: str) -> dict[str, float] | No
     return min(found, key=lambda e: float(e["value"])) if found else None
 
 
-def rate(estimate: dict[str, float] | None) -> str:
-    """Percent with its interval."""
-    if estimate is None:
-        return "not measured"
-    value, low, high = (100 * estimate[k] for k in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.0f} to {high:.0f})"
-
-
-def renew(page: Path, name: str, text: str) -> None:
-    """Put the text into the block of that name, between two comments of the page."""
-    block = re.compile(rf"(<!-- begin: {re.escape(name)}[^>]* -->\n)(.*?)(<!-- end: {re.escape(name)} -->)", re.DOTALL)
-    old = page.read_text(encoding="utf-8")
-    if not block.search(old):
-        sys.exit(f"{page} has no block {name!r}: put <!-- begin: {name} --> and <!-- end: {name} --> into it.")
-    page.write_text(block.sub(lambda m: f"{m[1]}\n{text}\n{m[3]}", old), encoding="utf-8")
-
-
 def main() -> None:
-    report = json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))
-    if len(sys.argv) < 4:
-        print(table(report), end="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of a run")
+    parser.add_argument("page", nargs="*", help="page and block to renew")
+    asked = parser.parse_args()
+    if len(asked.page) not in (0, 2):
+        parser.error(f"a page needs the name of its block, and nothing more, got {' '.join(asked.page)}")
+    text = table(report_of(asked.out))
+    if asked.page:
+        renew(Path(asked.page[0]), asked.page[1], text)
     else:
-        renew(Path(sys.argv[2]), sys.argv[3], table(report))
+        print(text, end="")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,13 +5,13 @@ Renews the block NAME of a page from the folders of runs. Without a page: python
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from defences_table import rate, renew
+from pages import rate, renew, report_of, run
 
 NAMED = {  # the signs of each, any of which must fire; the verdict that it must get
     "distilled": (("A7", "B7", "E3", "E4t"), "MASKED"),
@@ -58,19 +58,23 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    page, name, *folders = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", help="page to renew, or - to print")
+    parser.add_argument("name", help="its block, or -")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folder of a run")
+    asked = parser.parse_args()
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     said = []
-    for folder in folders:
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+    for folder in asked.folders:
+        report = report_of(folder)
         lines += ["| " + " | ".join(row) + " |" for row in rows(report)]
         said.append(f"{report['name']}: {report['threat']['text']}, {report['n_evaluation']} images")
     text = "\n".join([*lines, "", "Right answers in %, with 95 % intervals. " + "; ".join(said) + "."]) + "\n"
-    if page == "-":
+    if asked.page == "-":
         print(text, end="")
     else:
-        renew(Path(page), name, text)
+        renew(Path(asked.page), asked.name, text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

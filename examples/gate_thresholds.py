@@ -8,7 +8,12 @@ evaluation images nor any source, so that it may be run before anything held out
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import run
 
 from firedoor import study as studies
 from firedoor.craft import predict
@@ -45,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

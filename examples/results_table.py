@@ -11,13 +11,12 @@ against.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from defences_table import rate, renew
+from pages import rate, renew, report_of, run
 
 from firedoor import stats
 from firedoor.intervals import Estimate
@@ -127,11 +126,13 @@ def main() -> None:
     parser.add_argument("--controls", default="")
     parser.add_argument("--page", nargs=2)
     options = parser.parse_args()
+    if bool(options.ours) != bool(options.theirs):
+        parser.error("--ours and --theirs go together: the seeds of two defences, one each")
     matrix = open_matrix(options.out / "matrix.nc")
-    report = json.loads((options.out / "report.json").read_text(encoding="utf-8"))
+    report = report_of(options.out)
     others = []
     for folder in options.others:
-        threat = json.loads((folder / "report.json").read_text(encoding="utf-8"))["threat"]["text"]
+        threat = report_of(folder)["threat"]["text"]
         others.append((threat, open_matrix(folder / "matrix.nc")))
     head, *rows = table(report, matrix, others)
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import run
 
 from firedoor import study as studies
 from firedoor.costs import trainable
@@ -43,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

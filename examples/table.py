@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import report_of, run
 
 COLUMNS = ("target", "family", "verdict", "clean", "clean drop", "worst pair", "held-out worst pair", "white box", "training")
 
@@ -34,11 +37,13 @@ def row(target: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    report = json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of a run")
+    report = report_of(parser.parse_args().out)
     lines = [list(COLUMNS), ["---"] * len(COLUMNS), *(row(t) for t in report["targets"])]
     print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
     print(f"\n{report['threat']['text']}, {report['n_evaluation']} images; accuracy in percent with its 95 % interval.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,13 +7,14 @@ number of steps whose home rate on development images comes closest to the lowes
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from defences_table import renew
+from pages import renew, run
 
 from firedoor import stats, study
 from firedoor.craft import Craft, predict
@@ -108,7 +109,12 @@ def rows(plan: study.Study, matrix: Matrix, home: dict[tuple[str, str], float]) 
 
 
 def main() -> None:
-    out, store = Path(sys.argv[1]), FileStore(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of a run of studies/training_sets.toml")
+    parser.add_argument("store", help="its store")
+    parser.add_argument("page", nargs="?", type=Path, help="page whose block to renew")
+    asked = parser.parse_args()
+    out, store = asked.out, FileStore(asked.store)
     plan, matrix = study.load(out / "study.toml", trust=True), open_matrix(out / "matrix.nc")
     head = (*COLUMNS, *MATCHED)
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -116,11 +122,11 @@ def main() -> None:
     accuracy = "; ".join(f"{t}: {shown(stats.clean_accuracy(matrix, t))}" for t in plan.targets)
     said = f"All in %, with 95 % intervals over {len(matrix.y)} images, on these checkpoints. Clean accuracy of the targets: {accuracy}."
     text = "\n".join([*lines, "", said]) + "\n"
-    if len(sys.argv) > 3:
-        renew(Path(sys.argv[3]), "training sets", text)
+    if asked.page:
+        renew(asked.page, "training sets", text)
     else:
         print(text, end="")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

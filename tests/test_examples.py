@@ -92,6 +92,34 @@ def test_table_shows_each_target_once_with_its_interval(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "code", "said"),
+    [
+        ("table.py", ["NOWHERE"], 4, "report.json is needed"),
+        ("defences_table.py", ["OTHER"], 2, "must be a report of a run"),
+        ("defences_table.py", ["OTHER", "page.md"], 2, "needs the name of its block"),
+        ("exhibits_table.py", ["page.md", "block"], 2, "required: OUT"),
+        ("results_table.py", ["NOWHERE"], 4, "matrix.nc is missing"),
+        ("results_table.py", ["NOWHERE", "--ours", "a"], 2, "--ours and --theirs go together"),
+        ("training_sets_table.py", ["NOWHERE", "STORE"], 2, "study.toml' cannot be read"),
+        ("share_networks.py", ["NOWHERE", "--store", "STORE", "--to", "STORE"], 2, "cannot be read"),
+        ("gate_thresholds.py", ["NOWHERE", "--store", "STORE"], 2, "cannot be read"),
+        ("development_table.py", ["NOWHERE", "--store", "STORE"], 2, "cannot be read"),
+        ("attacks_table.py", ["NOWHERE"], 2, "a page of text is needed"),
+    ],
+)
+def test_what_an_example_cannot_use_is_told_in_one_message(
+    tmp_path: Path, script: str, words: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text("[]")
+    places = {"NOWHERE": str(tmp_path / "nowhere"), "OTHER": str(tmp_path / "other"), "STORE": str(tmp_path / "store")}
+    told = example(script, *(places.get(word, word) for word in words))
+    assert (told.returncode, told.stdout) == (code, "")
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 def test_networks_are_shared_once_trained_and_a_gate_has_a_threshold_that_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "gate.toml").write_text(GATE)
     study, store, shared = str(tmp_path / "gate.toml"), str(tmp_path / "store"), str(tmp_path / "shared")
