@@ -21,6 +21,7 @@ from firedoor.threat import Linf
 
 DIGITS = Digits()
 MLPS = (MLP(32, 2),) * 3
+MIXED: tuple[Architecture, ...] = (MLP(32, 2), MLP(64, 1, "silu"))
 
 
 def numbers(*shape: int, key: str = "") -> Tensor:
@@ -69,6 +70,11 @@ def accuracy(module: nn.Module) -> float:
     """Share of 400 held-out digits that the module gets right."""
     with torch.no_grad():
         return float((module(held_out().x).argmax(1) == held_out().y).float().mean())
+
+
+def weakest(module: Members) -> float:
+    """The accuracy of the member that is right least often: losses can buy diversity by giving one up, and the mean does not show it."""
+    return min(accuracy(member) for member in module.members)
 
 
 def cosines(module: Members, n: int = 200) -> Tensor:

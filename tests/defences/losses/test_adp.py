@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from committee_fakes import MLPS, a_batch, accuracy, held_out, linear_members, trained, value_of
+from committee_fakes import MIXED, MLPS, a_batch, accuracy, held_out, linear_members, trained, value_of, weakest
 
-from firedoor.architectures import MLP, SmallCNN
+from firedoor.architectures import MLP
 from firedoor.defences.losses.adp import ADP, mean_entropy, non_label_diversity
 from firedoor.defences.losses.joint import JointCrossEntropy
 
@@ -52,7 +52,7 @@ def test_the_entropy_of_members_that_contradict_each_other_is_log_2() -> None:
 
 @pytest.mark.parametrize(
     "members",
-    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param((MLP(32, 2), SmallCNN(4, 16)), marks=pytest.mark.slow)],
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
     ids=["two", "three", "mixed"],
 )
 def test_it_raises_the_diversity_it_promotes(members: tuple[MLP, ...]) -> None:
@@ -65,3 +65,4 @@ def test_it_raises_the_diversity_it_promotes(members: tuple[MLP, ...]) -> None:
     assert log_det["ADP"] > log_det["plain"] + 1, log_det
     assert entropy["ADP"] > entropy["plain"] + 0.5, entropy
     assert accuracy(diverse) > accuracy(plain) - 0.1, (accuracy(diverse), accuracy(plain))
+    assert weakest(diverse) > weakest(plain) - 0.1, (weakest(diverse), weakest(plain))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from committee_fakes import DIGITS, MLPS, a_batch, accuracy, linear_members, numbers, trained, transfer, value_of
+from committee_fakes import DIGITS, MIXED, MLPS, a_batch, accuracy, linear_members, numbers, trained, transfer, value_of, weakest
 from defence_fakes import Small, Toy, same, weights
 from torch import Tensor, nn
 
@@ -117,9 +117,6 @@ def test_moving_leaves_the_members_as_they_were(mode: Any) -> None:
     assert all(p.grad is None for p in module.parameters())
 
 
-MIXED: tuple[Any, ...] = (MLP(32, 2), SmallCNN(4, 16))
-
-
 @pytest.mark.parametrize(
     "members",
     [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
@@ -130,3 +127,4 @@ def test_what_fools_one_member_fools_fewer_others(members: tuple[MLP, ...]) -> N
     before, after = transfer(plain), transfer(diverse)
     assert after < before - 0.1, (before, after)
     assert accuracy(diverse) > accuracy(plain) - 0.05, (accuracy(diverse), accuracy(plain))
+    assert weakest(diverse) > weakest(plain) - 0.1, (weakest(diverse), weakest(plain))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from committee_fakes import MLPS, a_batch, accuracy, cosines, linear_members, numbers, trained, transfer, value_of
+from committee_fakes import MIXED, MLPS, a_batch, accuracy, cosines, linear_members, numbers, trained, transfer, value_of, weakest
 
 from firedoor import seed
 from firedoor.architectures import MLP, Committee, SmallCNN
@@ -56,7 +56,7 @@ def test_its_gradient_by_the_weights_is_right() -> None:
 
 @pytest.mark.parametrize(
     "members",
-    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param((MLP(32, 2), SmallCNN(4, 16)), marks=pytest.mark.slow)],
+    [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
     ids=["two", "three", "mixed"],
 )
 def test_it_turns_the_members_gradients_apart(members: tuple[MLP, ...]) -> None:
@@ -64,4 +64,5 @@ def test_it_turns_the_members_gradients_apart(members: tuple[MLP, ...]) -> None:
     before, after = float(cosines(plain).mean()), float(cosines(apart).mean())
     assert after < before - 0.2, (before, after)
     assert accuracy(apart) > accuracy(plain) - 0.05, (accuracy(apart), accuracy(plain))
+    assert weakest(apart) > weakest(plain) - 0.1, (weakest(apart), weakest(plain))
     assert transfer(apart) < transfer(plain) - 0.1, (transfer(apart), transfer(plain))

@@ -6,12 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from committee_fakes import MLPS, a_batch, accuracy, cosines, held_out, linear_members, numbers, trained, transfer, value_of
+from committee_fakes import (
+    MIXED,
+    MLPS,
+    a_batch,
+    accuracy,
+    cosines,
+    held_out,
+    linear_members,
+    numbers,
+    trained,
+    transfer,
+    value_of,
+    weakest,
+)
 from defence_fakes import Small, Toy, same, weights
 from torch import Tensor, nn
 
 from firedoor import seed
-from firedoor.architectures import MLP, Committee, SmallCNN
+from firedoor.architectures import MLP, Committee
 from firedoor.defences.losses.committee_terms import cross_entropies, input_gradients
 from firedoor.defences.losses.joint import JointCrossEntropy
 from firedoor.defences.losses.trs import TRS
@@ -97,9 +110,6 @@ def steepness(module: Members) -> float:
     return float(torch.stack([g.detach().square().sum(1) for g in gradients]).mean())
 
 
-MIXED: tuple[Any, ...] = (MLP(32, 2), SmallCNN(4, 16))
-
-
 @pytest.mark.parametrize(
     "members",
     [pytest.param(MLPS[:2], marks=pytest.mark.slow), MLPS, pytest.param(MIXED, marks=pytest.mark.slow)],
@@ -111,6 +121,7 @@ def test_it_turns_the_members_gradients_apart_and_makes_them_short(members: tupl
     assert after < before - 0.1, (before, after)
     assert steepness(apart) < 0.7 * steepness(plain), (steepness(apart), steepness(plain))
     assert accuracy(apart) > accuracy(plain) - 0.05, (accuracy(apart), accuracy(plain))
+    assert weakest(apart) > weakest(plain) - 0.1, (weakest(apart), weakest(plain))
     assert transfer(apart) < transfer(plain) - 0.1, (transfer(apart), transfer(plain))
 
 
