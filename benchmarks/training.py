@@ -2,7 +2,7 @@
 
 A ResNet (depth 8, width 16) on 32x32 colour images, batches of 128, SGD, float32, channels last, L-inf 8/255. PGD-AT takes 7 steps;
 PubDef is shown clean images and the stored crafts of 3 sources ("all"). Everyone trains on the same images in rounds of two turns, the
-second in the opposite order, since who comes after whom changes what memory costs; a ratio is the median over rounds of our seconds over
+second in the opposite order, in case who comes after whom matters; a ratio is the median over rounds of our seconds over
 theirs in the same round. Speed does not depend on what images show, so these are drawn.
 
 Usage, in the environment of constraints/peers.txt: python benchmarks/training.py [IMAGES] [ROUNDS]
